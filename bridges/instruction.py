@@ -1,0 +1,109 @@
+"""Instructions and regions as messages, and back. The limits survive to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from math import ceil, inf
+
+import numpy as np
+
+from bridges.wire import SCHEMA, BadMessage, HalfSpaces, SetpointMessage, Target
+from controllers.contract import ControlError, Instruction, Setpoint
+from controllers.region import Region
+
+
+def to_message(
+    instruction: Instruction,
+    *,
+    run: str,
+    area: str,
+    ttl_s: float,
+    wall: Callable[[datetime], datetime] | None = None,
+    origin: str | None = None,
+    why: str | None = None,
+) -> SetpointMessage:
+    """What is sent to the device of an instruction.
+
+    Args:
+        ttl_s: seconds from now, for devices whose clocks are not synchronised.
+        wall: turns the time of the simulation into that of the devices; by default they are the same.
+
+    Raises:
+        BadMessage: a name that cannot be in a topic, a validity that ends before it begins.
+    """
+
+    def stamp(time: datetime) -> datetime:
+        time = time if wall is None else wall(time)
+        if time.tzinfo is None:
+            raise BadMessage(f"instruction for {instruction.device}: {time} has no time zone")
+        return time.astimezone(UTC)
+
+    if not 0 < ttl_s < inf:
+        raise BadMessage(f"instruction for {instruction.device}: ttl_s {ttl_s} must be positive and finite")
+    wanted = instruction.setpoint
+    return SetpointMessage(
+        schema=SCHEMA,
+        run=run,
+        area=area,
+        der=instruction.device,
+        sign="injection_positive",
+        epoch=instruction.epoch,
+        seq=instruction.seq,
+        issued=stamp(instruction.issued_at),
+        valid_from=stamp(instruction.valid_from),
+        valid_until=stamp(instruction.valid_until),
+        ttl_ms=ceil(ttl_s * 1000),
+        region=None if instruction.region is None else to_half_spaces(instruction.region),
+        setpoint=None if wanted is None else Target(wanted.p_mw, wanted.q_mvar),
+        fallback=to_half_spaces(instruction.fallback),
+        origin=origin,
+        why=why,
+    )
+
+
+def to_instruction(message: SetpointMessage) -> Instruction:
+    """What a device was told.
+
+    Raises:
+        BadMessage: a region that no point can satisfy.
+    """
+    target = message.setpoint
+    return Instruction(
+        device=message.der,
+        epoch=message.epoch,
+        seq=message.seq,
+        issued_at=message.issued,
+        valid_from=message.valid_from,
+        valid_until=message.valid_until,
+        region=None if message.region is None else to_region(message.region),
+        setpoint=None if target is None else Setpoint(p_mw=target.p_mw, q_mvar=target.q_mvar),
+        fallback=to_region(message.fallback),
+    )
+
+
+def to_half_spaces(region: Region) -> HalfSpaces:
+    """A region as it is sent."""
+    return HalfSpaces(region.axes, tuple(map(tuple, region.A.tolist())), tuple(region.b.tolist()))
+
+
+def to_region(sent: HalfSpaces) -> Region:
+    """A region as it was meant.
+
+    Raises:
+        BadMessage: a row that is no half space.
+    """
+    rows = np.array(sent.A, dtype=float).reshape(-1, len(sent.axes))
+    limits = np.array(sent.b, dtype=float)
+    try:
+        region = Region(sent.axes, rows, limits)
+    except (ValueError, ControlError) as error:
+        raise BadMessage(str(error)) from None
+    unit = np.allclose(np.linalg.norm(rows, axis=1), 1.0, rtol=0.0, atol=1e-12)
+    if unit and len(region.b) == len(limits):
+        # Rows of unit length come from a region. Scaling them again would move every third row by
+        # a last bit, and the limits would no longer equal those that the controller recorded.
+        for name, values in (("A", rows), ("b", limits)):
+            values.setflags(write=False)
+            object.__setattr__(region, name, values)
+    return region

@@ -1,0 +1,109 @@
+"""Publisher: the controller's side of the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+
+from bridges import wire
+from bridges.bus import Bus, Message
+from bridges.instruction import to_message
+from controllers.contract import Instruction
+
+
+class Publisher:
+    """Sends one area's instructions and heartbeats, and reads the devices' answers.
+
+    Args:
+        bus: entered by the caller, before or after.
+        run: name of the run, the first level of its topics.
+        area: name of the area, the second level.
+        epoch: how often the run's controller was started.
+
+    Raises:
+        BadMessage: a name that cannot be in a topic.
+    """
+
+    def __init__(self, bus: Bus, *, run: str, area: str, epoch: int) -> None:
+        wire.check_address(run, area, "any")
+        self._bus = bus
+        self.run = run
+        self.area = area
+        self.epoch = epoch
+        bus.subscribe(wire.device_pattern(run, "ack"))
+
+    def send(
+        self,
+        instruction: Instruction,
+        ttl_s: float,
+        *,
+        wall: Callable[[datetime], datetime] | None = None,
+        origin: str | None = None,
+        why: str | None = None,
+    ) -> None:
+        """Publish an instruction, retained, for `ttl_s` seconds; never waits.
+
+        Args:
+            wall: turns the time of the simulation into that of the devices; by default the same.
+            origin, why: which rule spoke, and what limits the region, for people.
+
+        Raises:
+            BadMessage: it cannot be sent as it is.
+            ValueError: it belongs to another epoch.
+        """
+        if instruction.epoch != self.epoch:
+            raise ValueError(
+                f"instruction {instruction.seq} for {instruction.device} is of epoch {instruction.epoch}, "
+                f"this publisher of {self.epoch}; construct one for each epoch"
+            )
+        message = to_message(
+            instruction, run=self.run, area=self.area, ttl_s=ttl_s, wall=wall, origin=origin, why=why
+        )
+        topic = wire.device_topic(self.run, self.area, instruction.device, "setpoint")
+        self._bus.publish(topic, wire.encode(message), retain=True, ttl_s=ttl_s)
+
+    def heartbeat(self, step: int, period_s: float, next_deadline: datetime) -> None:
+        """Say that the controller is there, and until when it will be heard again.
+
+        Raises:
+            BadMessage: a number or time that cannot be sent.
+        """
+        if next_deadline.tzinfo is None:
+            raise wire.BadMessage(f"heartbeat: next_deadline {next_deadline} has no time zone")
+        beat = wire.Heartbeat(
+            epoch=self.epoch,
+            step=step,
+            period_ms=period_s * 1000,
+            next_deadline=next_deadline.astimezone(UTC),
+        )
+        self._bus.publish(wire.control_topic(self.run), wire.encode(beat), retain=True)
+
+    async def flush(self, timeout_s: float) -> bool:
+        """See `Bus.flush`."""
+        return await self._bus.flush(timeout_s)
+
+    def acks(self, messages: Iterable[Message] | None = None) -> list[tuple[str, wire.Ack]]:
+        """The devices' answers that came in, of any epoch: (device, answer) in order of arrival.
+
+        Takes everything from the bus. Who subscribes to more takes it himself and passes it in;
+        what is not an answer of this run is left alone. Malformed ones are counted.
+        """
+        answers = []
+        for message in self._bus.received() if messages is None else messages:
+            try:
+                address = wire.parse_topic(message.topic)
+                if address.run == self.run and address.what == "ack":
+                    answers.append((address.der, wire.decode(message.payload, wire.Ack)))
+            except wire.BadMessage:
+                self._bus.counts["malformed"] += 1
+        return answers
+
+    def close(self) -> None:
+        """Say that the controller leaves. Flush afterwards."""
+        will = last_will(self.run, self.epoch)
+        self._bus.publish(will.topic, will.payload, retain=True)
+
+
+def last_will(run: str, epoch: int) -> Message:
+    """What the broker is to say, retained, if the controller vanishes; for `MqttBus(will=...)`."""
+    return Message(wire.control_topic(run), wire.encode(wire.Offline(epoch=epoch)))

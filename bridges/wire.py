@@ -1,0 +1,321 @@
+"""The wire format, version 1: JSON on topics below `gridpace/v1`.
+
+| topic                        | payload                  | retained | from       | to         |
+|------------------------------|--------------------------|----------|------------|------------|
+| `{run}/{area}/{der}/setpoint`| `SetpointMessage`        | yes      | controller | device     |
+| `{run}/{area}/{der}/ack`     | `Ack`                    | no       | device     | controller |
+| `{run}/{area}/{der}/meas`    | `Meas`                   | no       | device     | controller |
+| `{run}/{area}/{der}/state`   | `State`                  | yes      | device     | everybody  |
+| `{run}/ctl/state`            | `Heartbeat` or `Offline` | yes      | controller | everybody  |
+
+Powers are injections: positive into the grid, in MW and Mvar. Times are UTC, RFC 3339 with `Z`. A
+field that is not known is refused in what commands, ignored elsewhere; of a key given twice the last
+counts. NaN and infinity are refused in both directions, as is a payload above `MAX_PAYLOAD_BYTES`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
+from math import isfinite
+from typing import Any, Literal, TypeVar, get_args
+
+import msgspec
+
+from bridges.bus import MAX_PAYLOAD_BYTES
+
+ROOT = "gridpace/v1"
+SCHEMA: Literal["gridpace.setpoint.v1"] = "gridpace.setpoint.v1"
+RESERVED = ("ctl", "area")
+"""Names that no area may have, because topics use them."""
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_EXACT_INTEGER = 2**53  # any JSON reader keeps integers up to this one
+
+S = TypeVar("S", bound=msgspec.Struct)
+What = Literal["setpoint", "ack", "meas", "state"]
+"""The kinds of messages about one device."""
+
+
+class BadMessage(ValueError):
+    """A payload, name or topic that is not what it should be: what, and why."""
+
+
+class HalfSpaces(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A region: the points x with `A x <= b`. Rows have unit length."""
+
+    axes: tuple[str, ...]
+    """names of the coordinates, e.g. `p_mw`, `q_mvar`"""
+    A: tuple[tuple[float, ...], ...]
+    """(rows, axes)"""
+    b: tuple[float, ...]
+    """(rows,) in the units of the axes"""
+
+    def __post_init__(self) -> None:
+        if not self.axes or len(set(self.axes)) != len(self.axes):
+            raise BadMessage(f"axes {self.axes} must be named, each once")
+        for axis in self.axes:
+            check_name("axis", axis)
+        if len(self.A) != len(self.b) or any(len(row) != len(self.axes) for row in self.A):
+            raise BadMessage(f"A and b must have a row of {len(self.axes)} and a limit each")
+        if not all(map(isfinite, self.b)) or not all(isfinite(x) for row in self.A for x in row):
+            raise BadMessage("a coefficient or limit of the region is not finite")
+        if not all(any(row) for row in self.A):
+            raise BadMessage("a row of the region has no coefficient but zero")
+
+
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A target injection; an axis that is null is left to the device."""
+
+    p_mw: float | None
+    q_mvar: float | None
+
+    def __post_init__(self) -> None:
+        if self.p_mw is None and self.q_mvar is None:
+            raise BadMessage("a setpoint needs p_mw or q_mvar")
+        _check_finite(p_mw=self.p_mw, q_mvar=self.q_mvar)
+
+
+class SetpointMessage(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """What one device is told.
+
+    It accepts this if `(epoch, seq)` is greater than the last one's and the validity has not passed:
+    neither `valid_until`, nor `ttl_ms` after the arrival, for a device whose clock is not
+    synchronised. Afterwards it obeys `fallback`.
+    """
+
+    schema: Literal["gridpace.setpoint.v1"]
+    run: str
+    area: str
+    der: str
+    sign: Literal["injection_positive"]
+    epoch: int
+    seq: int
+    issued: datetime
+    valid_from: datetime
+    valid_until: datetime
+    ttl_ms: int
+    region: HalfSpaces | None
+    """where the device must stay; null: its capability"""
+    setpoint: Target | None
+    """where it should be inside the region; null: its choice"""
+    fallback: HalfSpaces
+    origin: str | None = None
+    """which rule spoke"""
+    why: str | None = None
+    """what limits the region, for people"""
+
+    def __post_init__(self) -> None:
+        check_address(self.run, self.area, self.der)
+        _check_numbers(epoch=self.epoch, seq=self.seq, ttl_ms=self.ttl_ms)
+        _check_times(issued=self.issued, valid_from=self.valid_from, valid_until=self.valid_until)
+        if not self.valid_from < self.valid_until:
+            raise BadMessage(f"valid_until {self.valid_until} is not after valid_from {self.valid_from}")
+        if not self.ttl_ms > 0:
+            raise BadMessage(f"ttl_ms {self.ttl_ms} must be positive")
+
+
+class Ack(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a device did with a setpoint. The only proof that it was applied."""
+
+    epoch: int
+    seq: int
+    state: Literal["received", "applied", "refused"]
+    time: datetime
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_numbers(epoch=self.epoch, seq=self.seq)
+        _check_times(time=self.time)
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a device is. `offline` is its last will; a will has no time, since it is written before."""
+
+    state: Literal["online", "offline", "fallback"]
+    time: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.time is not None:
+            _check_times(time=self.time)
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="online"):
+    """The controller is there and will be heard again by `next_deadline`."""
+
+    epoch: int
+    step: int
+    period_ms: float
+    next_deadline: datetime
+
+    def __post_init__(self) -> None:
+        _check_numbers(epoch=self.epoch, step=self.step)
+        _check_finite(period_ms=self.period_ms)
+        _check_times(next_deadline=self.next_deadline)
+
+
+class Offline(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="offline"):
+    """The controller has left; also its last will."""
+
+    epoch: int
+
+    def __post_init__(self) -> None:
+        _check_numbers(epoch=self.epoch)
+
+
+class Meas(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a device measures. Missing is missing, never zero."""
+
+    time: datetime
+    p_mw: float
+    q_mvar: float
+    v_pu: float | None = None
+    e_mwh: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_times(time=self.time)
+        _check_finite(p_mw=self.p_mw, q_mvar=self.q_mvar, v_pu=self.v_pu, e_mwh=self.e_mwh)
+
+
+# Payloads
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The payload of a message.
+
+    Raises:
+        BadMessage: more than `MAX_PAYLOAD_BYTES`.
+    """
+    payload = msgspec.json.encode(message)
+    _check_size(payload)
+    return payload
+
+
+def decode(payload: bytes, kind: type[S]) -> S:
+    """The message in a payload, e.g. `decode(payload, Ack)`.
+
+    Raises:
+        BadMessage: too large, no JSON, or not a message of this kind.
+    """
+    decoder: msgspec.json.Decoder[S] = _decoder(kind)
+    return _decode(payload, decoder, kind.__name__)
+
+
+def decode_control(payload: bytes) -> Heartbeat | Offline:
+    """What `{run}/ctl/state` says.
+
+    Raises:
+        BadMessage: as `decode`.
+    """
+    return _decode(payload, _CONTROL, "Heartbeat or Offline")
+
+
+def _decode(payload: bytes, decoder: msgspec.json.Decoder[S], kind: str) -> S:
+    _check_size(payload)  # before decoding: a megabyte of spaces is valid JSON
+    try:
+        return decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadMessage(f"not a {kind}: {error}") from None
+
+
+@cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+_CONTROL: msgspec.json.Decoder[Heartbeat | Offline] = msgspec.json.Decoder(Heartbeat | Offline)
+
+
+# Names and topics
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The parts of a device's topic."""
+
+    run: str
+    area: str
+    der: str
+    what: str
+    """setpoint, ack, meas or state"""
+
+
+def check_name(what: str, name: str) -> str:
+    """The name, if it can be a level of a topic: it cannot bring in `/`, `+` or `#`.
+
+    Raises:
+        BadMessage: anything but 1 to 64 of `A-Z a-z 0-9 _ . -`.
+    """
+    if not _NAME.fullmatch(name):
+        raise BadMessage(f"{what} {name[:80]!r}: a name is 1 to 64 of the characters A-Z a-z 0-9 _ . -")
+    return name
+
+
+def check_address(run: str, area: str, der: str) -> None:
+    """Check the names of a device's topic.
+
+    Raises:
+        BadMessage: as `check_name`, or an area of a reserved name.
+    """
+    check_name("run", run)
+    check_name("der", der)
+    if check_name("area", area) in RESERVED:
+        raise BadMessage(f"area {area!r}: the names {', '.join(RESERVED)} are reserved; choose another")
+
+
+def device_topic(run: str, area: str, der: str, what: What) -> str:
+    """A topic of one device."""
+    check_address(run, area, der)
+    return f"{ROOT}/{run}/{area}/{der}/{what}"
+
+
+def control_topic(run: str) -> str:
+    """The topic on which a run's controller says that it is there."""
+    return f"{ROOT}/{check_name('run', run)}/ctl/state"
+
+
+def device_pattern(run: str, what: What) -> str:
+    """The subscription for one kind of message of all devices of a run."""
+    return f"{ROOT}/{check_name('run', run)}/+/+/{what}"
+
+
+def parse_topic(topic: str) -> Address:
+    """The parts of a device's topic.
+
+    Raises:
+        BadMessage: not a device's topic.
+    """
+    levels = topic.split("/")
+    if len(levels) != 6 or "/".join(levels[:2]) != ROOT or levels[5] not in get_args(What):
+        raise BadMessage(f"topic {topic[:200]!r} is not {ROOT}/RUN/AREA/DER/WHAT")
+    check_address(*levels[2:5])
+    return Address(*levels[2:])
+
+
+# Checks, run when a message is made and when it is read
+
+
+def _check_size(payload: bytes) -> None:
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise BadMessage(f"{len(payload)} bytes are more than the {MAX_PAYLOAD_BYTES} of a message")
+
+
+def _check_finite(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not isfinite(value):
+            raise BadMessage(f"{name} is {value}; leave out what is not known")
+
+
+def _check_numbers(**values: int) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= _EXACT_INTEGER:
+            raise BadMessage(f"{name} {value} is not between 0 and 2^53")
+
+
+def _check_times(**values: datetime) -> None:
+    for name, value in values.items():
+        if value.utcoffset() != timedelta(0):
+            raise BadMessage(f"{name} {value.isoformat()} is not in UTC; write it with Z")

@@ -1,0 +1,162 @@
+"""What a controller is: an observation in, a decision out, an exception when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from math import isfinite
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from controllers.forecast import Forecast
+    from controllers.region import Region
+
+
+class ControlError(Exception):
+    """A controller has no decision for this step. The runner records it and goes on."""
+
+    outcome: ClassVar[str] = "control-error"
+    """The name under which the run counts it."""
+
+
+class Infeasible(ControlError):
+    """No decision satisfies the constraints: the problem, not the solver, is at fault."""
+
+    outcome: ClassVar[str] = "infeasible"
+
+
+class SolverFailed(ControlError):
+    """The solver stopped without a usable answer: time limit, numerical trouble, an error."""
+
+    outcome: ClassVar[str] = "solver-failed"
+
+
+class Origin(StrEnum):
+    """Which rule spoke."""
+
+    OPTIMAL = "optimal"
+    """the controller's own method"""
+    CERTIFIED = "certified"
+    """the method, checked by the AC power flow before release"""
+    FALLBACK = "fallback"
+    """the second controller of a `Fallback`, because the first had no decision"""
+    HELD = "held"
+    """no new decision; the last one is still valid"""
+    DEFAULT = "default"
+    """no valid decision; each device obeys its own default"""
+    SKIPPED = "skipped"
+    """the clock left this step out because it was late"""
+
+
+class Kind(StrEnum):
+    """What a published region means."""
+
+    ENVELOPE = "envelope"
+    PIC = "pic"
+    AIC = "aic"
+    CUT = "cut"
+    FLEXIBILITY = "flexibility"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setpoint:
+    """A device's target injection; an axis that is `None` is left to the device.
+
+    Raises:
+        ValueError: a target that is not finite, or no target at all.
+    """
+
+    p_mw: float | None = None
+    q_mvar: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [x for x in (self.p_mw, self.q_mvar) if x is not None]
+        if not given or not all(isfinite(x) for x in given):
+            raise ValueError(f"setpoint: p_mw={self.p_mw}, q_mvar={self.q_mvar} is no target")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """Why a region is as it is, and what was checked before it was released."""
+
+    binding: str | None = None
+    """the row that limits it, e.g. "upper voltage at bus 17"; `None`: the device's own capability"""
+    worst_v_pu: float | None = None
+    """voltage closest to its limit in the AC check; `None`: not checked"""
+    worst_loading_percent: float | None = None
+    power_flows: int = 0
+    """number of AC power flows behind the check"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What a controller may know at `time`, and nothing later. Missing is missing, never zero."""
+
+    time: datetime
+    """aware UTC"""
+    forecast: Forecast
+    """issued at or before `time`; empty, never `None`"""
+    v_pu: Mapping[str, float] = field(default_factory=dict)
+    """voltage magnitude by bus"""
+    p_mw: Mapping[str, float] = field(default_factory=dict)
+    """injected active power by device and load"""
+    q_mvar: Mapping[str, float] = field(default_factory=dict)
+    """injected reactive power by device and load"""
+    e_mwh: Mapping[str, float] = field(default_factory=dict)
+    """stored energy by device"""
+    regions: Mapping[str, Region] = field(default_factory=dict)
+    """what other controllers said last, by target"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What a controller wants from the next step on."""
+
+    time: datetime
+    """the observation's time"""
+    origin: Origin
+    setpoints: Mapping[str, Setpoint] = field(default_factory=dict)
+    """by device"""
+    regions: Mapping[str, Region] = field(default_factory=dict)
+    """by target: a device, or an area for an interchange capability"""
+    kind: Kind = Kind.ENVELOPE
+    """what `regions` mean"""
+    certificates: Mapping[str, Certificate] = field(default_factory=dict)
+    """by target, for some or all of `regions`"""
+
+
+class Controller(Protocol):
+    """Anything that decides. Constructed once as `cls(site, **options)`, which compiles its
+    problem; then stepped: the same observation gives the same decision."""
+
+    def step(self, observation: Observation) -> Decision:
+        """Decide.
+
+        Raises:
+            ControlError: there is no decision (`Infeasible`, `SolverFailed`).
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instruction:
+    """What one device is told: the controllers' decisions for it, merged, numbered and dated.
+
+    A device accepts an instruction if `(epoch, seq)` is greater than that of its last one and
+    `valid_until` has not passed. After `valid_until` it obeys `fallback`.
+    """
+
+    device: str
+    epoch: int
+    """how often the run's controller was started; grows with every restart"""
+    seq: int
+    """grows with every instruction of an epoch"""
+    issued_at: datetime
+    valid_from: datetime
+    valid_until: datetime
+    region: Region | None
+    setpoint: Setpoint | None
+    fallback: Region
+    """what the device obeys without a valid instruction"""

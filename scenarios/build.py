@@ -1,0 +1,260 @@
+"""Build: from a checked scenario to the objects that run: net, network, site, profiles, controllers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+from pandapower.auxiliary import pandapowerNet
+
+from controllers.contract import ControlError
+from controllers.devices import (
+    Battery,
+    Device,
+    FlexibleLoad,
+    Generator,
+    PvInverter,
+    WindTurbine,
+    still,
+)
+from controllers.network import Limits, PowerFlow
+from controllers.region import Region
+from controllers.site import Load, Site
+from scenarios.check import Problem, ScenarioInvalid
+from scenarios.grids import GridError, bus_of, load_grid
+from scenarios.load import Draft
+from scenarios.plugins import controller_class
+from scenarios.schema import (
+    AnyDevice,
+    BatteryPart,
+    Box,
+    GeneratorPart,
+    GridPart,
+    LoadPart,
+    PvPart,
+    Scenario,
+    WindPart,
+)
+from simulators.controller import Seat
+from simulators.network import network_of
+from simulators.per_unit import PLACED, NetworkRefused
+from simulators.power_flow import PandapowerEngine, PowerGridModelEngine
+from simulators.profiles import Driven
+
+_STATIC = {"load": -1.0, "sgen": 1.0, "storage": -1.0}
+"""pandapower tables that become loads of the site, with the sign that makes injection positive."""
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """Everything of a scenario that is constructed once."""
+
+    scenario: Scenario
+    site: Site
+    engine: PowerFlow
+    """the plant's power flow, with which the run is simulated"""
+    driven: tuple[Driven, ...]
+    seats: tuple[Seat, ...]
+    sources: tuple[str, ...]
+    """of the methods that the controllers use"""
+
+
+def build(draft: Draft, scenario: Scenario) -> Built:
+    """Construct a scenario's parts.
+
+    Raises:
+        ScenarioInvalid: a grid or controller that refuses what it is given.
+    """
+    net = _net(draft, scenario.grid)
+    devices = {part.name: _device(part, net) for part in scenario.devices}
+    loads = _loads(draft, net)
+    try:
+        network = network_of(net)
+        engine = PandapowerEngine(net) if scenario.grid.engine == "pandapower" else PowerGridModelEngine(net)
+        certifier = engine if isinstance(engine, PowerGridModelEngine) else PowerGridModelEngine(net)
+    except NetworkRefused as error:
+        raise _refused(draft, "grid.network", scenario.grid.network, str(error)) from None
+    in_service = set(engine.buses)
+    for i, part in enumerate(scenario.devices):
+        if devices[part.name].bus not in in_service:
+            raise _refused(
+                draft, f"devices.{i}.bus", part.bus, "is not connected to the grid's source; close a switch"
+            )
+    site = Site(
+        name=scenario.name,
+        network=network,
+        limits=Limits(scenario.grid.limits.v_pu, scenario.grid.limits.loading_percent),
+        every=scenario.every,
+        devices=devices,
+        loads=loads,
+        power_flow=certifier,
+    )
+    seats = tuple(_seat(draft, scenario, site, i) for i in range(len(scenario.controllers)))
+    sources = dict.fromkeys(
+        source for seat in seats for source in getattr(type(seat.controller), "sources", ())
+    )
+    driven = _driven(draft, scenario, devices, loads)
+    return Built(scenario, site, engine, driven, seats, tuple(sources))
+
+
+def _refused(draft: Draft, path: str, value: Any, advice: str) -> ScenarioInvalid:
+    keys = tuple(int(key) if key.isdigit() else key for key in path.split("."))
+    return ScenarioInvalid(draft.origin, [Problem(path, repr(value), advice, draft.lines.get(keys))])
+
+
+def _net(draft: Draft, grid: GridPart) -> pandapowerNet:
+    try:
+        net = load_grid(grid.network, draft.folder)
+    except GridError as error:
+        raise _refused(draft, "grid.network", grid.network, str(error)) from None
+    for i, edit in enumerate(grid.edits):
+        path = f"grid.edits.{i}"
+        table = net.get(edit.table)
+        if table is None or not hasattr(table, "columns"):
+            raise _refused(draft, f"{path}.table", edit.table, "is no table of the net")
+        if edit.column not in table.columns:
+            known = ", ".join(map(str, table.columns))
+            raise _refused(draft, f"{path}.column", edit.column, f"is no column of {edit.table}: {known}")
+        index = list(table.index) if edit.index == "all" else edit.index
+        missing = sorted(set(index) - set(table.index))
+        if missing:
+            raise _refused(draft, f"{path}.index", missing, f"not in the net's {edit.table} table")
+        table.loc[index, edit.column] = edit.value
+    return net
+
+
+def _loads(draft: Draft, net: pandapowerNet) -> dict[str, Load]:
+    """What is connected to the net and nobody controls, injection positive."""
+    loads = {}
+    for table in PLACED:
+        if table not in net or not len(net[table]):
+            continue
+        rows = net[table][net[table].in_service.astype(bool)]
+        if len(rows) and table not in _STATIC:
+            raise _refused(
+                draft, "grid.network", table, f"the net has {table} elements; replace them by loads"
+            )
+        depends = [c for c in rows.columns if c.startswith("const_") and (rows[c] != 0).any()]
+        if depends:
+            raise _refused(
+                draft,
+                "grid.network",
+                depends,
+                f"the net's {table}s depend on voltage; set these columns to 0",
+            )
+        for row in rows.itertuples():
+            factor = _STATIC[table] * row.scaling
+            name = f"{table}:{row.Index}"
+            loads[name] = Load(name, str(row.bus), factor * row.p_mw, factor * row.q_mvar)
+    return loads
+
+
+def _region(box: Box | None, otherwise: Region) -> Region:
+    return otherwise if box is None else Region.box(p_mw=box.p_mw, q_mvar=box.q_mvar)
+
+
+def _device(part: AnyDevice, net: pandapowerNet) -> Device:
+    """A device with the schema's defaults filled in."""
+    bus = bus_of(net, part.bus)
+    common: dict[str, Any] = {"name": part.name, "bus": bus}
+    match part:
+        case PvPart():
+            p_mw = part.s_mva if part.p_mw is None else part.p_mw
+            weight, default = (
+                part.s_mva if part.weight is None else part.weight,
+                _region(part.default, still()),
+            )
+            return PvInverter(**common, s_mva=part.s_mva, p_mw=p_mw, weight=weight, default=default)
+        case WindPart():
+            default = _region(part.default, still())
+            return WindTurbine(
+                **common,
+                p_mw=part.p_mw,
+                power_factor=part.power_factor,
+                weight=part.weight or part.p_mw,
+                default=default,
+            )
+        case BatteryPart():
+            return Battery(
+                **common,
+                p_mw=part.p_mw,
+                s_mva=part.s_mva or part.p_mw,
+                e_mwh=part.e_mwh,
+                e_min_mwh=part.e_min_mwh,
+                e_start_mwh=part.e_mwh / 2 if part.e_start_mwh is None else part.e_start_mwh,
+                efficiency=part.efficiency,
+                weight=part.weight or part.p_mw,
+                default=_region(part.default, still()),
+            )
+        case LoadPart():
+            firm = Region.box(p_mw=(-part.firm_mw, 0.0), q_mvar=(-part.p_mw, part.p_mw))
+            return FlexibleLoad(
+                **common,
+                p_mw=part.p_mw,
+                firm_mw=part.firm_mw,
+                power_factor=part.power_factor,
+                weight=part.weight or part.p_mw,
+                default=_region(part.default, firm),
+            )
+        case GeneratorPart():
+            idle = Region.box(p_mw=(0.0, part.p_min_mw), q_mvar=(0.0, 0.0))
+            return Generator(
+                **common,
+                p_mw=part.p_mw,
+                p_min_mw=part.p_min_mw,
+                s_mva=part.s_mva or part.p_mw,
+                ramp_mw_per_min=part.ramp_mw_per_min,
+                weight=part.weight or part.p_mw,
+                default=_region(part.default, idle),
+            )
+    assert_never(part)
+
+
+def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
+    part = scenario.controllers[i]
+    every = part.every or scenario.every
+    cls = controller_class(part.uses, draft.folder)
+    try:
+        controller = cls(site, **part.options)
+    except (TypeError, ValueError, KeyError, ControlError) as error:
+        raise _refused(
+            draft, f"controllers.{i}.options", part.options, f"{part.uses} refuses: {error}"
+        ) from error
+    return Seat(part.name, controller, every // scenario.every, part.valid_for or 2 * every)
+
+
+def _driven(
+    draft: Draft, scenario: Scenario, devices: Mapping[str, Device], loads: Mapping[str, Load]
+) -> tuple[Driven, ...]:
+    """A process for each profile that is used, for all of its sites."""
+    sites: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for part in scenario.devices:
+        if part.profile is not None:
+            device = devices[part.name]
+            sign = -1.0 if isinstance(device, FlexibleLoad) else 1.0
+            sites[part.profile].append((device.name, sign * device.rating_mw))
+    for table, profile in scenario.grid.profiles.items():
+        sites[profile] += [
+            (load.name, load.p_mw) for load in loads.values() if load.name.startswith(f"{table}:")
+        ]
+    driven = []
+    end = scenario.start + scenario.steps * scenario.every
+    for profile, follow in sites.items():
+        try:
+            parameters = scenario.profiles[profile].parameters(draft.folder)
+            names = [name for name, _ in follow]
+            process = parameters.build(names, scenario.start, scenario.every, scenario.seed)
+            process.must_cover(end)
+        except ValueError as error:
+            raise _refused(draft, f"profiles.{profile}", profile, str(error)) from None
+        driven.append(Driven(process, np.array([rating for _, rating in follow])))
+    return tuple(driven)
+
+
+def describe(source: str | Path) -> str:
+    """How a scenario is named to a person."""
+    return Path(source).stem

@@ -1,0 +1,279 @@
+"""Check: every mistake of a scenario at once, each with its place, its value and what to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from scenarios.grids import GridError, bus_of, load_grid
+from scenarios.load import Draft, Keys
+from scenarios.plugins import NoSuchController, controller_class
+from scenarios.schema import Duration, GridPart, Scenario
+
+_SILENT = object()
+"""Marks a value that is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake."""
+
+    path: str
+    """e.g. `devices.der1.s_mva`"""
+    value: str
+    """what was found, shortened"""
+    advice: str
+    """what is wrong and what to do"""
+    line: int | None = None
+    """in the scenario's own file"""
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line else ""
+        return f"{where}{self.path} = {self.value}: {self.advice}"
+
+
+class ScenarioInvalid(ValueError):
+    """A scenario with mistakes; `problems` lists all that were found."""
+
+    def __init__(self, origin: str, problems: list[Problem]) -> None:
+        super().__init__("\n".join([f"scenario {origin}: {len(problems)} problem(s)", *map(str, problems)]))
+        self.problems = problems
+
+
+def validate(draft: Draft) -> Scenario:
+    """The scenario of a draft.
+
+    Raises:
+        ScenarioInvalid: with all mistakes.
+    """
+    found: list[Problem] = []
+    scenario = None
+    try:
+        scenario = Scenario.model_validate(draft.raw)
+    except ValidationError as error:
+        found += [_from_pydantic(draft, detail) for detail in error.errors(include_url=False)]
+    found += [
+        Problem(_spell(draft.raw, keys), "(again)", f"is given twice; keep one (line {line})", line)
+        for keys, line in draft.repeated
+    ]
+    found += _references(draft)
+    if found or scenario is None:
+        unique = list(dict.fromkeys(found))
+        raise ScenarioInvalid(draft.origin, sorted(unique, key=lambda p: (p.line is None, p.line or 0)))
+    return scenario
+
+
+def _spell(raw: Any, keys: Keys) -> str:
+    """A path as `--set` takes it, with items of lists by name."""
+    words, place = [], raw
+    for key in keys:
+        if isinstance(place, list) and isinstance(key, int) and key < len(place):
+            place = place[key]
+            name = place.get("name") if isinstance(place, dict) else None
+            words.append(name if isinstance(name, str) else str(key))
+        else:
+            words.append(str(key))
+            place = place.get(key) if isinstance(place, dict) else None
+    return ".".join(words)
+
+
+def _show(value: Any) -> str:
+    if value is _SILENT:
+        return "(missing)"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _problem(draft: Draft, keys: Keys, value: Any, advice: str) -> Problem:
+    line = next((draft.lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in draft.lines), None)
+    return Problem(_spell(draft.raw, keys), _show(value), advice, line)
+
+
+def _from_pydantic(draft: Draft, detail: ErrorDetails) -> Problem:
+    keys, tags = _keys(draft.raw, detail["loc"])
+    value, advice = detail["input"], detail["msg"]
+    match detail["type"]:
+        case "extra_forbidden":
+            known = _fields(Scenario, (*tags[:-1],))
+            near = get_close_matches(str(keys[-1]), known, n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+            advice = f"is no key that is known here; {meant}"
+        case "missing":
+            value, advice = _SILENT, "is required; add it"
+        case "union_tag_invalid" | "union_tag_not_found":
+            context = detail.get("ctx", {})
+            kind = str(context.get("discriminator", "'kind'")).strip("'")
+            expected = str(context.get("expected_tags", ""))
+            given = value.get(kind, _SILENT) if isinstance(value, dict) else value
+            keys, value = (*keys, kind), given
+            near = get_close_matches(str(given), [tag.strip(" '") for tag in expected.split(",")], n=1)
+            advice = "is no kind that is known here" if given is not _SILENT else "is required"
+            advice += f"; did you mean {near[0]!r}?" if near else (f"; choose {expected}" if expected else "")
+        case "value_error":
+            advice = str(detail.get("ctx", {}).get("error", advice))
+            if isinstance(value, dict) and value.get("name"):
+                value = value["name"]
+        case "int_type" | "int_from_float" | "int_parsing":
+            advice = "must be a whole number, without quotes"
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            advice = advice.replace("Input should be", "must be")
+        case "timezone_aware":
+            advice = "has no time zone; write it as UTC, e.g. 2026-06-21T00:00:00Z"
+        case "datetime_from_date_parsing" | "datetime_parsing" | "datetime_type" | "datetime_object_invalid":
+            advice = "is no date and time; write it as 2026-06-21T00:00:00Z"
+        case "string_pattern_mismatch":
+            pattern = detail.get("ctx", {}).get("pattern", "")
+            advice = {
+                "uses": "must read module:Class or file.py:Class",
+                "name": "must have 1 to 64 of the characters A-Z a-z 0-9 _ . -",
+                "url": "must read mqtt://host:port or mqtts://host:port; credentials come from the environment",
+            }.get(str(keys[-1]), f"must match {pattern}")
+        case _:
+            advice = advice.replace("Input should be", "must be")
+    return _problem(draft, keys, value, advice)
+
+
+def _keys(raw: Any, loc: tuple[int | str, ...]) -> tuple[Keys, tuple[int | str, ...]]:
+    """A pydantic location as the file's own keys (without the tags of unions), and as it came."""
+    keys: list[int | str] = []
+    place = raw
+    for key in loc:
+        if isinstance(place, dict) and key not in place and place.get("kind", place.get("what")) == key:
+            continue
+        keys.append(key)
+        if isinstance(place, dict):
+            place = place.get(key)
+        elif isinstance(place, list) and isinstance(key, int) and key < len(place):
+            place = place[key]
+        else:
+            place = None
+    return tuple(keys), loc
+
+
+def _fields(annotation: Any, loc: tuple[int | str, ...]) -> list[str]:
+    """Names of the keys that may stand at a pydantic location."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _fields(get_args(annotation)[0], loc)
+    if origin in (Union, UnionType):
+        members = [m for m in get_args(annotation) if m is not type(None)]
+        tagged = [m for m in members if loc and _tag(m) == loc[0]]
+        if tagged:
+            return _fields(tagged[0], loc[1:])
+        return [name for m in members for name in _fields(m, loc)]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not loc:
+            return list(annotation.model_fields)
+        field = annotation.model_fields.get(str(loc[0]))
+        if field is None:
+            return []
+        whole: Any = (
+            Annotated[field.annotation, field.discriminator] if field.discriminator else field.annotation
+        )
+        return _fields(whole, loc[1:])
+    if origin in (list, tuple, dict) and loc:
+        return _fields(get_args(annotation)[-1], loc[1:])
+    return []
+
+
+def _tag(model: Any) -> str | None:
+    for key in ("kind", "what"):
+        field = getattr(model, "model_fields", {}).get(key)
+        if field is not None and get_origin(field.annotation) is Literal:
+            return str(get_args(field.annotation)[0])
+    return None
+
+
+def _items(raw: Any, section: str) -> list[tuple[Keys, dict[str, Any]]]:
+    """The items of a list of the raw scenario that are mappings, with their paths."""
+    items = raw.get(section)
+    if not isinstance(items, list):
+        return []
+    return [((section, i), item) for i, item in enumerate(items) if isinstance(item, dict)]
+
+
+def _references(draft: Draft) -> Iterator[Problem]:
+    """What only the whole file shows; reads the raw mapping, so that other mistakes do not hide these."""
+    raw = draft.raw
+    for section in ("devices", "controllers"):
+        names = Counter(str(item.get("name")) for _, item in _items(raw, section) if "name" in item)
+        seen: set[str] = set()
+        for keys, item in _items(raw, section):
+            name = str(item.get("name"))
+            if names[name] > 1 and name in seen:
+                # Named by position: both have the same name.
+                p = _problem(draft, (*keys, "name"), name, "is a name used before; give each its own")
+                yield Problem(f"{section}.{keys[1]}.name", p.value, p.advice, p.line)
+            seen.add(name)
+    yield from _profile_references(draft)
+    yield from _bus_references(draft)
+    yield from _controllers(draft)
+
+
+def _profile_references(draft: Draft) -> Iterator[Problem]:
+    raw = draft.raw
+    profiles = raw.get("profiles")
+    known = list(profiles) if isinstance(profiles, dict) else []
+    grid = raw.get("grid")
+    tables = grid.get("profiles") if isinstance(grid, dict) else None
+    uses: list[tuple[Keys, Any]] = [
+        ((*keys, "profile"), d.get("profile")) for keys, d in _items(raw, "devices")
+    ]
+    uses += [(("grid", "profiles", k), v) for k, v in tables.items()] if isinstance(tables, dict) else []
+    for path, name in uses:
+        if name is None or name in known:
+            continue
+        near = get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
+        yield _problem(draft, path, name, f"is no profile of this scenario; {hint}")
+
+
+def _bus_references(draft: Draft) -> Iterator[Problem]:
+    grid = draft.raw.get("grid")
+    if not isinstance(grid, dict):
+        return
+    try:
+        part = GridPart.model_validate({"network": grid.get("network")})
+    except ValidationError:
+        return  # said already
+    try:
+        net = load_grid(part.network, draft.folder)
+    except GridError as error:
+        yield _problem(draft, ("grid", "network"), part.network, str(error))
+        return
+    for keys, device in _items(draft.raw, "devices"):
+        bus = device.get("bus", _SILENT)
+        if isinstance(bus, int | str) and not isinstance(bus, bool):
+            try:
+                bus_of(net, bus)
+            except GridError as error:
+                yield _problem(draft, (*keys, "bus"), bus, str(error))
+
+
+def _controllers(draft: Draft) -> Iterator[Problem]:
+    length = TypeAdapter(Duration)
+    for keys, item in _items(draft.raw, "controllers"):
+        uses = item.get("uses")
+        if isinstance(uses, str) and uses.count(":") >= 1:
+            try:
+                controller_class(uses, draft.folder)
+            except NoSuchController as error:
+                yield _problem(draft, (*keys, "uses"), uses, str(error))
+        try:
+            step, every = (
+                length.validate_python(draft.raw.get("every")),
+                length.validate_python(item["every"]),
+            )
+        except (ValidationError, KeyError):
+            continue  # said already, or not given
+        if every % step:
+            yield _problem(
+                draft, (*keys, "every"), item["every"], "must be a multiple of the scenario's step"
+            )

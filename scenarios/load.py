@@ -1,0 +1,204 @@
+"""Load: from a scenario file (and `extends`, and `--set`) to one mapping, and where each key stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Keys = tuple[str | int, ...]
+
+
+class ScenarioUnreadable(ValueError):
+    """There is no such scenario, or its file is no YAML mapping."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its surprises: times stay text (`10:00` is not 600), a key counts once."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int", ":float"))
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+# Numbers as in YAML 1.2 and JSON: no 1:30 for 90, and 1e3 is a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9]\d*)$"), list("-+0123456789")
+)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A scenario as written, before it is checked."""
+
+    raw: dict[str, Any]
+    folder: Path
+    """where relative files are looked for"""
+    origin: str
+    """what the user named"""
+    lines: Mapping[Keys, int] = field(default_factory=dict)
+    """line in the file by path, for the file itself (not for what it extends)"""
+    repeated: tuple[tuple[Keys, int], ...] = ()
+    """keys written twice, with the line of the second"""
+
+
+def packaged() -> dict[str, Path]:
+    """The scenarios that come with gridpace, by name."""
+    folder = Path(str(resources.files("scenarios")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load(which: str, changes: Sequence[str] = (), folder: Path | None = None) -> Draft:
+    """Read a scenario by file or by the name of a packaged one.
+
+    Args:
+        which: a path, or a name that `packaged` knows.
+        changes: `a.b.c=value`, applied last; lists are entered by position or by `name`.
+        folder: where `which` is looked for, if relative; the current one if not given.
+
+    Raises:
+        ScenarioUnreadable: no such file, no YAML, `extends` in a circle, a change that fits nowhere.
+    """
+    draft = _read(which, folder or Path(), ())
+    for change in changes:
+        _change(draft.raw, change)
+    return draft
+
+
+def _find(which: str, folder: Path) -> Path:
+    path = folder / which
+    if path.is_file():
+        return path
+    known = packaged()
+    if which in known:
+        return known[which]
+    raise ScenarioUnreadable(
+        f"scenario {which!r}: no such file, and no scenario of that name; there are {', '.join(known)}"
+    )
+
+
+def _read(which: str, folder: Path, seen: tuple[Path, ...]) -> Draft:
+    path = _find(which, folder).resolve()
+    if path in seen:
+        chain = " -> ".join(p.name for p in (*seen, path))
+        raise ScenarioUnreadable(f"scenario {which!r}: 'extends' goes in a circle: {chain}")
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ScenarioUnreadable(f"scenario {path.name}: is no YAML: {error}") from None
+    if not isinstance(raw, dict) or node is None:
+        raise ScenarioUnreadable(f"scenario {path.name}: must be a mapping, such as 'name: ...'")
+    lines: dict[Keys, int] = {}
+    repeated: list[tuple[Keys, int]] = []
+    for keys, line, again in _walk(node, ()):
+        lines[keys] = line
+        if again:
+            repeated.append((keys, line))
+    parent = raw.pop("extends", None)
+    if parent is not None:
+        below = _read(str(parent), path.parent, (*seen, path))
+        raw = _merge(below.raw, raw)
+        if below.folder != path.parent:
+            raw = _rebase(raw, below)
+    return Draft(raw, path.parent, which, lines, tuple(repeated))
+
+
+def _rebase(raw: dict[str, Any], below: Draft) -> dict[str, Any]:
+    """Keep the files that an extended scenario names readable from the folder of the one extending."""
+    network = below.raw.get("grid", {}).get("network")
+    grid = raw.get("grid")
+    if isinstance(grid, dict) and isinstance(network, str) and grid.get("network") == network:
+        if (below.folder / network).is_file():
+            raw = {**raw, "grid": {**grid, "network": str(below.folder / network)}}
+    for name, profile in below.raw.get("profiles", {}).items():
+        mine = raw.get("profiles", {}).get(name)
+        if isinstance(mine, dict) and mine.get("file") and mine.get("file") == profile.get("file"):
+            mine["file"] = str(below.folder / profile["file"])
+    return raw
+
+
+def _walk(node: yaml.Node, keys: Keys) -> Iterator[tuple[Keys, int, bool]]:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            path = (*keys, key.value)
+            yield path, key.start_mark.line + 1, key.value in seen
+            seen.add(key.value)
+            yield from _walk(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield (*keys, i), value.start_mark.line + 1, False
+            yield from _walk(value, (*keys, i))
+
+
+def _merge(below: Any, above: Any) -> Any:
+    """Maps merge, lists whose items have names merge by name, all else is replaced."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        return {
+            **below,
+            **{key: _merge(below[key], value) if key in below else value for key, value in above.items()},
+        }
+    if isinstance(below, list) and isinstance(above, list) and _named(below) and _named(above):
+        merged = {item["name"]: item for item in below}
+        for item in above:
+            name = item["name"]
+            merged[name] = _merge(merged[name], item) if name in merged else item
+        return list(merged.values())
+    return above
+
+
+def _named(items: list[Any]) -> bool:
+    return all(isinstance(item, dict) and isinstance(item.get("name"), str) for item in items)
+
+
+def _change(raw: dict[str, Any], change: str) -> None:
+    path, equals, text = change.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ScenarioUnreadable(f"--set {change}: must read a.b.c=value")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ScenarioUnreadable(f"--set {change}: the value is no YAML; quote it") from None
+    place: Any = raw
+    for i, key in enumerate(keys):
+        last = i == len(keys) - 1
+        if isinstance(place, list):
+            index = _position(place, key)
+            if index is None:
+                names = [item.get("name") for item in place if isinstance(item, dict)]
+                raise ScenarioUnreadable(f"--set {change}: {key!r} is neither a position nor one of {names}")
+            if last:
+                place[index] = value
+            else:
+                place = place[index]
+        elif isinstance(place, dict):
+            if last:
+                # Another kind of bus has other keys: what belonged to the old kind goes.
+                if key == "kind" and place.get("kind") != value and keys[:-1] == ["bus"]:
+                    place.clear()
+                place[key] = value
+            else:
+                place = place.setdefault(key, {})
+        else:
+            raise ScenarioUnreadable(f"--set {change}: {'.'.join(keys[:i])} is a value and has no {key!r}")
+
+
+def _position(items: list[Any], key: str) -> int | None:
+    for i, item in enumerate(items):
+        if isinstance(item, dict) and item.get("name") == key:
+            return i
+    return int(key) if key.isdigit() and int(key) < len(items) else None

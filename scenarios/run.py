@@ -1,0 +1,251 @@
+"""Run: one scenario from its file to its verdict.
+
+A newcomer reads four files: a scenario, this one, one controller, and `controllers/contract.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from bridges.broker import NoBroker
+from bridges.bus import Bus, BusUnreachable
+from bridges.publisher import Publisher
+from scenarios.build import Built, build
+from scenarios.load import Draft
+from scenarios.outlet import BusOutlet, open_bus
+from scenarios.run_directory import EVENTS, Events, RunDirectory
+from scenarios.schema import Scenario
+from scenarios.verdicts import Verdict, judge
+from scenarios.world import World
+from simulators.clock import Clock, ClockSimulator, StopRequested
+from simulators.controller import ControllersSimulator
+from simulators.devices import DevicesSimulator
+from simulators.grid import GridSimulator
+from simulators.journal import Journal
+from simulators.outbox import OutboxSimulator
+from simulators.profiles import ProfilesSimulator
+from simulators.recorder import Progress, RecorderSimulator
+from simulators.stage import Stage
+
+
+class Exit(IntEnum):
+    """How a run ended; the command's exit status."""
+
+    HELD = 0
+    FAILED = 1
+    """an expectation did not hold"""
+    BAD_INPUT = 2
+    BROKE = 3
+
+
+class Observer(Protocol):
+    """Whoever watches a run."""
+
+    def begin(self, built: Built, directory: Path) -> None: ...
+    def say(self, line: str) -> None: ...
+    def step(self, progress: Progress, counts: Counter[str]) -> None: ...
+    def end(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left."""
+
+    directory: Path
+    exit: Exit
+    steps: int
+    """recorded steps"""
+    verdicts: tuple[Verdict, ...]
+    why: str
+    """how it ended, in a sentence"""
+
+
+def make_clock(scenario: Scenario, **sources: Any) -> Clock:
+    """The clock of a scenario; `sources` replace the sources of time."""
+    part = scenario.clock
+    return Clock(scenario.start, scenario.every, part.mode, part.factor, part.overrun, **sources)
+
+
+async def run(
+    draft: Draft,
+    scenario: Scenario,
+    *,
+    root: Path,
+    observer: Observer,
+    clock: Clock | None = None,
+    stop: asyncio.Event | None = None,
+) -> Result:
+    """Run a scenario and judge it.
+
+    Args:
+        draft, scenario: from `load` and `validate`.
+        root: folder in which the run's own folder is made.
+        clock: for tests with a faked time; by default the scenario's.
+        stop: when set, the run ends after the step in progress.
+
+    Returns:
+        The run's folder, exit and verdicts; whatever happens, finished steps are in the folder.
+
+    Raises:
+        ScenarioInvalid: a grid or controller refuses what the scenario gives it.
+        BusUnreachable, NoBroker: there is no bus to start with. Nothing is written in these cases.
+    """
+    built = build(draft, scenario)
+    clock = clock or make_clock(scenario)
+    stop = stop or asyncio.Event()
+    epoch = 1
+    directory = RunDirectory.create(root, scenario.name, datetime.now(UTC))
+    async with AsyncExitStack() as stack:
+        try:
+            bus = await stack.enter_async_context(
+                open_bus(
+                    scenario.bus,
+                    run=directory.path.name,
+                    epoch=epoch,
+                    patient=not clock.paced,
+                    say=observer.say,
+                )
+            )
+        except (BusUnreachable, NoBroker):
+            directory.path.rmdir()
+            raise
+        directory.begin(scenario=scenario.model_dump(mode="json"), sources=built.sources)
+        observer.begin(built, directory.path)
+        session = _Session(built, directory, bus, clock, stop, observer, epoch)
+        try:
+            status, why = await session.go()
+        finally:
+            observer.end()
+    verdicts: tuple[Verdict, ...] = ()
+    if session.steps:
+        verdicts = tuple(judge(directory.path, scenario.expect))
+    if status is Exit.HELD and not all(verdict.held for verdict in verdicts):
+        status, why = Exit.FAILED, f"{why}; an expectation did not hold"
+    directory.end(status=int(status), meaning=why, steps=session.steps, counts=session.counts())
+    return Result(directory.path, status, session.steps, verdicts, why)
+
+
+class _Session:
+    """The stages of one run and what has to be closed after it."""
+
+    def __init__(
+        self,
+        built: Built,
+        directory: RunDirectory,
+        bus: Bus,
+        clock: Clock,
+        stop: asyncio.Event,
+        observer: Observer,
+        epoch: int,
+    ) -> None:
+        scenario, site = built.scenario, built.site
+        self._scenario, self._bus, self._clock, self._stop = scenario, bus, clock, stop
+        self._publisher = Publisher(bus, run=directory.path.name, area=scenario.name, epoch=epoch)
+        self._events = Events(directory.path / EVENTS)
+        self._journal = Journal(directory.path, seal_every=scenario.record.seal_every)
+        event: Callable[..., None] = self._events.record
+        self.grid = GridSimulator(built.engine, site.devices, site.loads, scenario.grid.on_divergence, event)
+        self.controllers = ControllersSimulator(site, built.seats, epoch, clock.paced, event)
+        self.outbox = OutboxSimulator(BusOutlet(self._publisher, clock), clock, event)
+        self.recorder = RecorderSimulator(
+            self._journal,
+            buses=built.engine.buses,
+            branches=built.engine.branches,
+            devices=tuple(site.devices),
+            forecasts=scenario.record.forecasts,
+            on_step=lambda progress: observer.step(progress, bus.counts),
+        )
+        self.stages: dict[str, Stage] = {
+            "clock": ClockSimulator(clock, stop, event=event),
+            "profiles": ProfilesSimulator(built.driven, scenario.every, scenario.forecast.intervals),
+            "fleet": DevicesSimulator(site.devices, scenario.every.total_seconds()),
+            "grid": self.grid,
+            "controllers": self.controllers,
+            "outbox": self.outbox,
+            "recorder": self.recorder,
+        }
+
+    @property
+    def steps(self) -> int:
+        """Steps that are recorded."""
+        return self.recorder.progress.step + 1
+
+    def counts(self) -> dict[str, int]:
+        """Everything that was counted, by name."""
+        total: Counter[str] = Counter()
+        for counter in (self.grid.counts, self.controllers.counts, self.outbox.counts, self._clock.counts):
+            total.update(counter)
+        total.update({f"bus-{name}": n for name, n in self._bus.counts.items()})
+        return dict(sorted(total.items()))
+
+    async def go(self) -> tuple[Exit, str]:
+        """Run to the end, to a request to stop, or to a failure; then close everything."""
+        planned = self._scenario.steps
+        last = self._scenario.start
+        try:
+            with _signals(self._stop), _still_memory(self._clock.paced):
+                await World(self.stages).run(planned)
+            result = Exit.HELD, f"all {planned} steps done"
+        except StopRequested:
+            result = Exit.HELD, f"stopped on request after {self.steps} of {planned} steps"
+        except Exception as error:  # whatever broke: the finished steps and the reason are kept
+            result = Exit.BROKE, f"broke after {self.steps} of {planned} steps: {error}"
+            if self.recorder.progress.tick is not None:
+                last = self.recorder.progress.tick.time
+            self._events.record(last, "broke", why=f"{type(error).__name__}: {error}")
+        finally:
+            self._publisher.close()
+            await self._publisher.flush(5.0)
+            self._journal.close()
+            self._events.close()
+        return result
+
+
+@contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    """Ctrl-C and a polite kill end the run after the step in progress."""
+    loop = asyncio.get_running_loop()
+    caught = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            loop.add_signal_handler(number, stop.set)
+            caught.append(number)
+        except (NotImplementedError, RuntimeError, ValueError):
+            pass  # not the main thread, or Windows: the default handler stays
+    try:
+        yield
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)
+
+
+@contextmanager
+def _still_memory(paced: bool) -> Iterator[None]:
+    """Keep what was built out of the garbage collector, whose full pass would make a paced step late."""
+    if paced:
+        gc.collect()
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if paced:
+            gc.unfreeze()
+
+
+def run_blocking(draft: Draft, scenario: Scenario, *, root: Path, observer: Observer) -> Result:
+    """`run` for callers without an event loop.
+
+    Raises:
+        BusUnreachable, NoBroker, ScenarioInvalid: see `run`.
+    """
+    return asyncio.run(run(draft, scenario, root=root, observer=observer))

@@ -1,0 +1,376 @@
+"""Scenario: one file says everything. These models are its schema, and check what each part can
+check by itself; what needs the whole file (names that refer to each other) is in `scenarios.check`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_type_hints
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    StrictInt,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
+
+from scenarios.verdicts import Expectation
+from simulators.clock import Mode, Overrun
+from simulators.daily import DailyProfile
+from simulators.demand import LoadProfile
+from simulators.grid import Divergence
+from simulators.measured import TableProfile
+from simulators.processes import Profile
+from simulators.sun import PvProfile
+from simulators.wind import WindProfile
+
+_UNIT_S = {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|sec|s|min|m|h|d)")
+
+
+def duration(value: Any) -> timedelta:
+    """A length of time such as `5min`, `1h30min`, `100ms`.
+
+    Raises:
+        ValueError: anything else, or zero.
+    """
+    if isinstance(value, timedelta):
+        return value
+    text = str(value).strip()
+    parts = _DURATION.findall(text)
+    if isinstance(value, bool | int | float) or not parts or _DURATION.sub("", text).strip():
+        raise ValueError("is no length of time; write a number and a unit, such as 5min, 30s, 1h or 100ms")
+    seconds = sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise ValueError("must be longer than zero")
+    return timedelta(seconds=seconds)
+
+
+def spell(value: timedelta) -> str:
+    """The shortest text that `duration` reads back."""
+    seconds = value.total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds % size == 0:
+            return f"{int(seconds // size)}{unit}"
+    return f"{seconds * 1000:g}ms"
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(duration),
+    PlainSerializer(spell),
+    WithJsonSchema({"type": "string", "pattern": _DURATION.pattern, "examples": ["5min", "1s", "100ms"]}),
+]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Part(BaseModel):
+    """A part of a scenario: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False)
+
+
+Range = tuple[Real, Real]
+
+
+def _ordered(value: Range) -> Range:
+    if value[0] > value[1]:
+        raise ValueError(f"has its lower limit {value[0]:g} above its upper {value[1]:g}; swap them")
+    return value
+
+
+class ClockPart(Part):
+    mode: Mode = Mode.FAST
+    """fast: as fast as possible; scaled: `factor` simulated seconds a second; live: real time"""
+    factor: Positive = 1.0
+    """simulated seconds a second, with `mode: scaled`"""
+    overrun: Overrun = Overrun.STRETCH
+    """what to do with a step that starts late: hold, skip, stretch or abort"""
+
+
+class LimitsPart(Part):
+    v_pu: Range = (0.95, 1.05)
+    """least and greatest voltage magnitude"""
+    loading_percent: Positive = 100.0
+    """greatest loading of lines and transformers"""
+
+    @model_validator(mode="after")
+    def _check(self) -> LimitsPart:
+        try:
+            _ordered(self.v_pu)
+        except ValueError as error:
+            raise ValueError(f"v_pu {error}") from None
+        if self.v_pu[0] <= 0:
+            raise ValueError("v_pu: a voltage limit must be above 0")
+        return self
+
+
+class Edit(Part):
+    """Sets a column of one of the pandapower net's tables, e.g. ratings that the file lacks."""
+
+    table: str
+    """e.g. line, ext_grid, trafo"""
+    index: list[StrictInt] | Literal["all"] = "all"
+    column: str
+    value: Real | bool | str
+
+
+class GridPart(Part):
+    network: str
+    """`module:function` that returns a pandapower net, a pandapower `.json`, a MATPOWER `.m`, or
+    `simbench:CODE`; files are looked for beside the scenario"""
+    edits: list[Edit] = []
+    """changes to the net before it is used"""
+    limits: LimitsPart = LimitsPart()
+    engine: Literal["pandapower", "power-grid-model"] = "pandapower"
+    on_divergence: Divergence = Divergence.RECORD
+    """what to do when a power flow has no solution: record or abort"""
+    profiles: dict[Literal["load", "sgen"], str] = {}
+    """profile that the net's loads or static generators follow; without one they stay nominal"""
+
+
+class ForecastPart(Part):
+    intervals: Annotated[StrictInt, Field(ge=1, le=10_000)] = 12
+    """how many coming steps each forecast covers"""
+
+
+class ProfilePart(Part):
+    """What the kinds of profile share; the parameters themselves belong to the simulators."""
+
+    def parameters(self, folder: Path) -> Profile:
+        """The simulators' parameters; a relative file is looked for in `folder`."""
+        raise NotImplementedError
+
+
+def _mirror(kind: str, parameters: type[Any]) -> type[ProfilePart]:
+    """A schema part with the fields of a profile's dataclass, checked by that dataclass."""
+
+    def build(self: Any, folder: Path) -> Profile:
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(parameters)}
+        if "file" in given:
+            given["file"] = folder / given["file"]
+        made: Profile = parameters(**given)
+        return made
+
+    def check(self: Any) -> Any:
+        build(self, Path())
+        return self
+
+    hints = get_type_hints(parameters)
+    fields: dict[str, Any] = {"kind": (Literal[kind], ...)}
+    for f in dataclasses.fields(parameters):
+        hint = Duration | None if hints[f.name] == timedelta | None else hints[f.name]
+        fields[f.name] = (hint, ... if f.default is dataclasses.MISSING else f.default)
+    part = create_model(
+        parameters.__name__,
+        __base__=ProfilePart,
+        __doc__=parameters.__doc__,
+        __validators__={"check": model_validator(mode="after")(check)},
+        **fields,
+    )
+    part.parameters = build  # type: ignore[method-assign]
+    return part
+
+
+PROFILES = {
+    kind: _mirror(kind, parameters)
+    for kind, parameters in {
+        "pv": PvProfile,
+        "wind": WindProfile,
+        "load": LoadProfile,
+        "table": TableProfile,
+        "daily": DailyProfile,
+    }.items()
+}
+
+if TYPE_CHECKING:
+    AnyProfile = ProfilePart
+else:
+    AnyProfile = Annotated[Union[tuple(PROFILES.values())], Field(discriminator="kind")]  # noqa: UP007
+
+
+class Box(Part):
+    """Limits of a default: what a device obeys without a valid instruction."""
+
+    p_mw: Range = (0.0, 0.0)
+    q_mvar: Range = (0.0, 0.0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Box:
+        for axis in ("p_mw", "q_mvar"):
+            try:
+                _ordered(getattr(self, axis))
+            except ValueError as error:
+                raise ValueError(f"{axis} {error}") from None
+        return self
+
+
+class DevicePart(Part):
+    name: Name
+    bus: StrictInt | str
+    """the net's bus, by index or by its unique name"""
+    profile: str | None = None
+    """profile that it follows, in per unit of its rated power"""
+    weight: Positive | None = None
+    """entitlement in equitable methods; rated power if not given"""
+    default: Box | None = None
+    """limits without a valid instruction; still stand if not given"""
+
+
+class PvPart(DevicePart):
+    kind: Literal["pv-inverter"]
+    s_mva: Positive
+    """apparent-power rating of the inverter"""
+    p_mw: Positive | None = None
+    """rated power of the modules; the inverter's rating if not given"""
+    profile: str
+
+
+class WindPart(DevicePart):
+    kind: Literal["wind-turbine"]
+    p_mw: Positive
+    """rated power"""
+    power_factor: Share = 1.0
+    """least power factor"""
+    profile: str
+
+
+class BatteryPart(DevicePart):
+    kind: Literal["battery"]
+    p_mw: Positive
+    """rated power, charging and discharging"""
+    s_mva: Positive | None = None
+    """apparent-power rating; the rated power if not given"""
+    e_mwh: Positive
+    """capacity"""
+    e_min_mwh: NotNegative = 0.0
+    e_start_mwh: NotNegative | None = None
+    """stored at the start; half of the capacity if not given"""
+    efficiency: tuple[Share, Share] = (0.95, 0.95)
+    """charging, discharging"""
+
+    @model_validator(mode="after")
+    def _check(self) -> BatteryPart:
+        start = self.e_mwh / 2 if self.e_start_mwh is None else self.e_start_mwh
+        if not self.e_min_mwh <= start <= self.e_mwh:
+            raise ValueError(
+                f"needs e_min_mwh <= e_start_mwh <= e_mwh, has {self.e_min_mwh:g}, {start:g}, {self.e_mwh:g}"
+            )
+        return self
+
+
+class LoadPart(DevicePart):
+    kind: Literal["flexible-load"]
+    p_mw: Positive
+    """rated consumption"""
+    firm_mw: NotNegative = 0.0
+    """consumption that cannot be reduced"""
+    power_factor: Share = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> LoadPart:
+        if self.firm_mw > self.p_mw:
+            raise ValueError(f"firm_mw {self.firm_mw:g} is more than p_mw {self.p_mw:g}")
+        return self
+
+
+class GeneratorPart(DevicePart):
+    kind: Literal["diesel", "micro-turbine"]
+    p_mw: Positive
+    """rated power"""
+    p_min_mw: NotNegative = 0.0
+    s_mva: Positive | None = None
+    """apparent-power rating; the rated power if not given"""
+    ramp_mw_per_min: Positive
+
+    @model_validator(mode="after")
+    def _check(self) -> GeneratorPart:
+        if self.p_min_mw > self.p_mw:
+            raise ValueError(f"p_min_mw {self.p_min_mw:g} is more than p_mw {self.p_mw:g}")
+        return self
+
+
+AnyDevice = Annotated[PvPart | WindPart | BatteryPart | LoadPart | GeneratorPart, Field(discriminator="kind")]
+
+
+class ControllerPart(Part):
+    name: Name
+    uses: Annotated[str, Field(pattern=r"^[^:]+:[A-Za-z_]\w*$")]
+    """`module:Class`, or `file.py:Class` beside the scenario"""
+    every: Duration | None = None
+    """a multiple of the scenario's step; the step itself if not given"""
+    valid_for: Duration | None = None
+    """how long a decision stays valid once it acts; twice `every` if not given"""
+    options: dict[str, JsonValue] = {}
+    """passed to the class"""
+
+
+class MemoryBusPart(Part):
+    kind: Literal["memory"]
+
+
+class EmbeddedBusPart(Part):
+    kind: Literal["embedded"]
+    broker: Literal["mosquitto", "amqtt"] | None = None
+    """which broker to start; mosquitto if installed, else amqtt"""
+
+
+class MqttBusPart(Part):
+    kind: Literal["mqtt"]
+    url: Annotated[str, Field(pattern=r"^mqtts?://[^/@\s]+/?$")]
+    """mqtt://host:port or mqtts://host:port, without credentials"""
+    protocol: Literal["5", "3.1.1"] = "5"
+    ca_file: Path | None = None
+    """authority of the broker's certificate, with mqtts"""
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    """client certificate and key; user name and password come from the environment
+    (GRIDPACE_MQTT_USERNAME, GRIDPACE_MQTT_PASSWORD)"""
+
+
+AnyBus = Annotated[MemoryBusPart | EmbeddedBusPart | MqttBusPart, Field(discriminator="kind")]
+
+
+class RecordPart(Part):
+    forecasts: bool = True
+    """whether each step's forecast is recorded"""
+    seal_every: Annotated[StrictInt, Field(ge=1)] = 1000
+    """steps after which the journal is sealed into Parquet parts"""
+
+
+class Scenario(Part):
+    """A co-simulation: grid, profiles, devices, controllers, clock, bus and expectations."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,39}$")]
+    """names the run's folder and its topics"""
+    description: str = ""
+    start: AwareDatetime
+    """of step 0, with a time zone, e.g. 2026-06-21T00:00:00Z"""
+    every: Duration
+    """length of a step"""
+    steps: Annotated[StrictInt, Field(ge=1)]
+    seed: Annotated[StrictInt, Field(ge=0)]
+    """of everything stochastic"""
+    clock: ClockPart = ClockPart()
+    grid: GridPart
+    forecast: ForecastPart = ForecastPart()
+    profiles: dict[Name, AnyProfile] = {}
+    devices: list[AnyDevice]
+    controllers: list[ControllerPart] = []
+    bus: AnyBus = EmbeddedBusPart(kind="embedded")
+    record: RecordPart = RecordPart()
+    expect: list[Expectation] = []

@@ -1,0 +1,172 @@
+"""Devices: twins of what is connected to the grid, each obeying its region, setpoint or default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from controllers.contract import Infeasible, Instruction
+from controllers.devices import Device, DeviceState
+from controllers.region import Region
+from simulators.clock import Tick
+from simulators.stage import Stage
+from simulators.tables import Outcome
+
+
+class Obedience(StrEnum):
+    """What a device goes by, in the words of EEBUS."""
+
+    INIT = "init"
+    """no instruction yet: its default"""
+    CONTROLLED = "controlled"
+    """a valid instruction, which leaves it where it wants to be"""
+    LIMITED = "limited"
+    """a valid instruction, which moves it"""
+    FAILSAFE = "failsafe"
+    """the last instruction has expired: its default"""
+    UNABLE = "unable"
+    """it cannot reach its region (ramp, firm load, empty store) and is as close as it can be"""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A device's answer to one instruction."""
+
+    device: str
+    epoch: int
+    seq: int
+    at: datetime
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """What a device did over one step; injection positive."""
+
+    device: str
+    p_mw: float
+    q_mvar: float
+    e_mwh: float | None
+    available_mw: float | None
+    """what it could have injected; `None` for a device whose power is not given by nature"""
+    curtailed_mw: float | None
+    """how much of it was lost"""
+    obedience: Obedience
+
+
+class DeviceTwin:
+    """One simulated device: keeps its state and its current instruction."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.state: DeviceState = device.initial()
+        self._instruction: Instruction | None = None
+
+    def receive(self, instruction: Instruction, now: datetime) -> Receipt:
+        """Take an instruction unless it is old or expired."""
+        last = self._instruction
+        newer = last is None or (instruction.epoch, instruction.seq) > (last.epoch, last.seq)
+        if now >= instruction.valid_until:
+            outcome = Outcome.EXPIRED
+        elif not newer:
+            outcome = Outcome.REFUSED
+        else:
+            self._instruction, outcome = instruction, Outcome.APPLIED
+        return Receipt(instruction.device, instruction.epoch, instruction.seq, now, outcome)
+
+    def step(self, now: datetime, drive: float | None, every_s: float) -> DeviceReport:
+        """Hold one operating point for `every_s` seconds from `now`."""
+        device, instruction = self.device, self._instruction
+        wish = device.wish(drive)
+        wanted = np.array([wish, 0.0])
+        region: Region | None = device.default
+        stage = Obedience.INIT
+        if instruction is not None and now >= instruction.valid_until:
+            stage = Obedience.FAILSAFE
+        elif instruction is not None and now >= instruction.valid_from:
+            stage = Obedience.CONTROLLED
+            region = instruction.region
+            if (target := instruction.setpoint) is not None:
+                wanted = np.array(
+                    [
+                        wish if target.p_mw is None else target.p_mw,
+                        0.0 if target.q_mvar is None else target.q_mvar,
+                    ]
+                )
+
+        able = device.limits(self.state, drive, every_s)
+        allowed = able if region is None else able & region
+        try:
+            point = allowed.nearest(wanted)
+            if stage is Obedience.CONTROLLED and np.abs(point - wanted).max() > 1e-9:
+                stage = Obedience.LIMITED
+        except Infeasible:
+            point, stage = self._closest(able, region, wanted), Obedience.UNABLE
+        p_mw, q_mvar = float(point[0]), float(point[1])
+        self.state = device.advance(self.state, p_mw, q_mvar, every_s)
+        natural = device.curtailable
+        return DeviceReport(
+            device.name,
+            p_mw,
+            q_mvar,
+            self.state.e_mwh,
+            wish if natural else None,
+            max(wish - p_mw, 0.0) if natural else None,
+            stage,
+        )
+
+    def _closest(self, able: Region, region: Region | None, wanted: npt.NDArray[np.float64]) -> Any:
+        """Within what it is able to, the point that leaves the region least."""
+        if region is None:
+            raise Infeasible(f"device {self.device.name!r}: its own limits contradict each other")
+        try:
+            aim = region.nearest(wanted)
+        except Infeasible:  # two controllers' regions do not meet: closest to its default instead
+            aim = self.device.default.nearest(wanted)
+        return able.nearest(aim)
+
+
+class DevicesSimulator(Stage):
+    """mosaik simulator: an entity `fleet` takes what all devices share, its children are the devices.
+
+    Inputs of the fleet: `tick`, `drive` (per-unit profile values by name), `instructions` (by
+    device, from the step before). Outputs: `receipts` of the fleet, `report` of each device.
+    """
+
+    def __init__(self, devices: Mapping[str, Device], every_s: float) -> None:
+        super().__init__(
+            "fleet",
+            takes=["tick", "drive", "instructions"],
+            gives=["receipts"],
+            children=tuple(devices),
+            child_gives=["report"],
+        )
+        self._every_s = every_s
+        self.twins = {name: DeviceTwin(device) for name, device in devices.items()}
+
+    def work(self, time: int, given: dict[str, list[Any]]) -> None:
+        (tick,), (drive,), (instructions,) = given["tick"], given["drive"], given["instructions"]
+        self.run(tick, drive, instructions)
+
+    def run(
+        self, tick: Tick, drive: Mapping[str, float], instructions: Mapping[str, Instruction]
+    ) -> list[DeviceReport]:
+        """Deliver new instructions, then let every twin hold its point for one step."""
+        receipts = tuple(
+            self.twins[name].receive(instruction, tick.time)
+            for name, instruction in instructions.items()
+            if name in self.twins
+        )
+        self.out = {
+            name: {"report": twin.step(tick.time, drive.get(name), self._every_s)}
+            for name, twin in self.twins.items()
+        }
+        reports: list[DeviceReport] = [out["report"] for out in self.out.values()]
+        self.out["fleet"] = {"receipts": receipts}
+        return reports

@@ -1,0 +1,118 @@
+"""Grid: the AC power flow of each step, whatever engine solves it."""
+
+from __future__ import annotations
+
+import time as wall_time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from controllers.devices import Device
+from controllers.network import PowerFlow
+from controllers.site import Load
+from simulators.clock import Duty, Tick
+from simulators.devices import DeviceReport
+from simulators.stage import Stage
+
+Array = npt.NDArray[np.float64]
+
+
+class Divergence(StrEnum):
+    """What to do when the power flow of a step has no solution."""
+
+    RECORD = "record"
+    """an event; the step's voltages and flows are missing, the run goes on"""
+    ABORT = "abort"
+    """end the run"""
+
+
+class GridDiverged(Exception):
+    """The power flow did not converge and the policy is to end the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The grid at one step. Everything is missing where the power flow did not run or converge."""
+
+    v_pu: Mapping[str, float] = field(default_factory=dict)
+    load_p_mw: Mapping[str, float] = field(default_factory=dict)
+    """injected by loads and fixed generators"""
+    load_q_mvar: Mapping[str, float] = field(default_factory=dict)
+    branch_p_mw: Array | None = None
+    """(branches,) in the engine's order"""
+    branch_q_mvar: Array | None = None
+    loading_percent: Array | None = None
+    power_flow_ms: float | None = None
+
+
+class GridSimulator(Stage):
+    """mosaik simulator of one entity `grid`: sums what is injected at each bus and solves.
+
+    Inputs: `tick`, `drive` (per-unit values by name; loads without one stay nominal), `report`
+    (each device). Output: `measured`.
+    """
+
+    def __init__(
+        self,
+        power_flow: PowerFlow,
+        devices: Mapping[str, Device],
+        loads: Mapping[str, Load],
+        on_divergence: Divergence,
+        event: Callable[..., None],
+    ) -> None:
+        super().__init__("grid", takes=["tick", "drive", "report"], gives=["measured"])
+        self._power_flow, self._on_divergence, self._event = power_flow, on_divergence, event
+        index = {bus: i for i, bus in enumerate(power_flow.buses)}
+        self._device_row = {name: index[device.bus] for name, device in devices.items()}
+        self._loads = tuple((load, index[load.bus]) for load in loads.values())
+        self.counts: Counter[str] = Counter()
+
+    def work(self, time: int, given: dict[str, list[Any]]) -> None:
+        (tick,), (drive,) = given["tick"], given["drive"]
+        self.out["grid"] = {"measured": self.run(tick, drive, given.get("report", []))}
+
+    def run(self, tick: Tick, drive: Mapping[str, float], reports: Sequence[DeviceReport]) -> Measured:
+        """Solve one step.
+
+        Raises:
+            GridDiverged: no solution and the policy is `abort`.
+        """
+        if tick.duty is Duty.SKIP:
+            return Measured()
+        p_mw, q_mvar = np.zeros(len(self._power_flow.buses)), np.zeros(len(self._power_flow.buses))
+        load_p, load_q = {}, {}
+        for load, row in self._loads:
+            p = load.p_mw * drive.get(load.name, 1.0)
+            q = load.reactive(p)
+            load_p[load.name], load_q[load.name] = p, q
+            p_mw[row] += p
+            q_mvar[row] += q
+        for report in reports:
+            row = self._device_row[report.device]
+            p_mw[row] += report.p_mw
+            q_mvar[row] += report.q_mvar
+
+        started = wall_time.perf_counter()
+        flows = self._power_flow.solve(p_mw[None, :], q_mvar[None, :])
+        took_ms = (wall_time.perf_counter() - started) * 1e3
+        if not flows.converged[0]:
+            self.counts["power-flow-diverged"] += 1
+            why = f"the power flow did not converge (injections sum to {p_mw.sum():.3f} MW)"
+            self._event(tick.time, "power-flow-diverged", step=tick.step, why=why)
+            if self._on_divergence is Divergence.ABORT:
+                raise GridDiverged(f"step {tick.step}: {why}; the grid's on_divergence is 'abort'")
+            return Measured(load_p_mw=load_p, load_q_mvar=load_q, power_flow_ms=took_ms)
+        return Measured(
+            v_pu=dict(zip(self._power_flow.buses, flows.v_pu[0].tolist(), strict=True)),
+            load_p_mw=load_p,
+            load_q_mvar=load_q,
+            branch_p_mw=flows.p_mw[0],
+            branch_q_mvar=flows.q_mvar[0],
+            loading_percent=flows.loading_percent[0],
+            power_flow_ms=took_ms,
+        )

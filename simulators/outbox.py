@@ -1,0 +1,85 @@
+"""Outbox: hands each step's instructions to the outside and takes in what devices answered."""
+
+from __future__ import annotations
+
+import time as wall_time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from controllers.contract import Instruction
+from simulators.clock import Clock, Duty, Tick
+from simulators.devices import Receipt
+from simulators.stage import Stage
+
+
+class Outlet(Protocol):
+    """Where instructions leave the co-simulation; see `bridges.publisher`."""
+
+    def send(self, instruction: Instruction, ttl_s: float) -> None: ...
+    def heartbeat(self, step: int, period_s: float, next_deadline: datetime) -> None: ...
+    async def flush(self, timeout_s: float) -> bool: ...
+    def receipts(self, now: datetime) -> list[Receipt]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What left in one step, and what came in."""
+
+    publish_ms: float
+    receipts: tuple[Receipt, ...] = ()
+    """answers of devices outside the co-simulation"""
+    instructions: tuple[Instruction, ...] = ()
+
+
+class OutboxSimulator(Stage):
+    """mosaik simulator of one entity `outbox`: inputs `tick`, `instructions`; output `published`.
+
+    A paced step waits for the broker's acknowledgement for half a period at most. An un-paced step
+    waits for that of the step before, so that sending overlaps with computing and no message is
+    overtaken by its successor.
+    """
+
+    PATIENCE_S = 5.0
+    """longest wait for the broker in an un-paced step"""
+
+    def __init__(self, outlet: Outlet, clock: Clock, event: Callable[..., None]) -> None:
+        super().__init__("outbox", takes=["tick", "instructions"], gives=["published"])
+        self._outlet, self._clock, self._event = outlet, clock, event
+        self._reachable = True
+        self.counts: Counter[str] = Counter()
+
+    async def work(self, time: int, given: dict[str, list[Any]]) -> None:
+        (tick,), (instructions,) = given["tick"], given["instructions"]
+        self.out["outbox"] = {"published": await self.run(tick, tuple(instructions.values()))}
+
+    async def run(self, tick: Tick, instructions: tuple[Instruction, ...]) -> Published:
+        """Send one step's instructions."""
+        started = wall_time.perf_counter()
+        receipts = tuple(self._outlet.receipts(tick.time))
+        if tick.duty is Duty.SKIP:
+            return Published(0.0, receipts)
+        clock = self._clock
+        if not clock.paced:
+            await self._flush(tick, self.PATIENCE_S)
+        speed = clock.factor if clock.paced else 1.0
+        for instruction in instructions:
+            ttl = (instruction.valid_until - instruction.issued_at).total_seconds() / speed
+            self._outlet.send(instruction, ttl)
+        self.counts["instructions-sent"] += len(instructions)
+        self._outlet.heartbeat(tick.step, clock.period_s, clock.on_wall(tick.time + clock.every))
+        if clock.paced:
+            await self._flush(tick, clock.period_s / 2)
+        took_ms = (wall_time.perf_counter() - started) * 1e3
+        return Published(took_ms, receipts, instructions)
+
+    async def _flush(self, tick: Tick, patience_s: float) -> None:
+        # While the broker is away one step's wait is enough: the newest values go out by themselves.
+        reached = await self._outlet.flush(patience_s if self._reachable else 0.0)
+        if not reached:
+            self.counts["bus-unreachable"] += 1
+        if reached != self._reachable:
+            self._reachable = reached
+            self._event(tick.time, "bus-reachable" if reached else "bus-unreachable", step=tick.step)

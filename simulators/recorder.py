@@ -1,0 +1,232 @@
+"""Recorder: writes each finished step to the journal, the last thing that happens in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from controllers.contract import Certificate, Instruction
+from controllers.forecast import Forecast
+from simulators.clock import Tick
+from simulators.controller import Turn
+from simulators.devices import DeviceReport, Receipt
+from simulators.grid import Measured
+from simulators.journal import Journal
+from simulators.outbox import Published
+from simulators.stage import Stage
+from simulators.tables import Outcome, Rows
+
+_NO_CERTIFICATE = Certificate()
+_NAIVE_EPOCH = np.datetime64("1970-01-01T00:00:00", "us")
+
+
+@dataclass
+class Progress:
+    """Where a run is; the runner shows it."""
+
+    step: int = -1
+    """last step that is recorded"""
+    tick: Tick | None = None
+    turns: tuple[Turn, ...] = ()
+    measured: Measured = field(default_factory=Measured)
+
+
+class RecorderSimulator(Stage):
+    """mosaik simulator of one entity `recorder`.
+
+    Inputs: `tick`, `measured`, `forecast`, `turns`, `published`, `receipts`, `report` (each device).
+    Output: `done`, the step that is on disk.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        buses: Sequence[str],
+        branches: Sequence[str],
+        devices: Sequence[str],
+        forecasts: bool,
+        on_step: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        super().__init__(
+            "recorder",
+            takes=["tick", "measured", "forecast", "turns", "published", "receipts", "report"],
+            gives=["done"],
+        )
+        self._journal, self._on_step, self._with_forecasts = journal, on_step, forecasts
+        self._buses, self._bus_names = tuple(buses), pa.array(buses, pa.string())
+        self._branch_names = pa.array(branches, pa.string())
+        self._device_names = tuple(devices)
+        self._forecast_names: dict[tuple[tuple[str, ...], int], pa.Array] = {}
+        self._outstanding: dict[tuple[int, int, str], dict[str, Any]] = {}
+        self.progress = Progress()
+
+    def work(self, time: int, given: dict[str, list[Any]]) -> None:
+        (tick,), (measured,), (published,) = given["tick"], given["measured"], given["published"]
+        (turns,), (receipts,) = given["turns"], given["receipts"]
+        (forecast,) = given["forecast"]
+        self.record(tick, measured, forecast, turns, published, receipts, given.get("report", []))
+        self.out["recorder"] = {"done": tick.step}
+
+    def record(
+        self,
+        tick: Tick,
+        measured: Measured,
+        forecast: Forecast,
+        turns: tuple[Turn, ...],
+        published: Published,
+        receipts: Sequence[Receipt],
+        reports: Sequence[DeviceReport],
+    ) -> None:
+        """Append one step to the journal."""
+        tables: dict[str, Rows] = {"steps": self._steps(tick, measured, turns, published)}
+        if measured.v_pu:
+            tables["buses"] = {
+                "time": tick.time,
+                "bus": self._bus_names,
+                "v_pu": np.fromiter((measured.v_pu[bus] for bus in self._buses), float, len(self._buses)),
+            }
+        if measured.loading_percent is not None and len(self._branch_names):
+            tables["branches"] = {
+                "time": tick.time,
+                "branch": self._branch_names,
+                "p_mw": measured.branch_p_mw,
+                "q_mvar": measured.branch_q_mvar,
+                "loading_percent": measured.loading_percent,
+            }
+        if reports:
+            by_name = {report.device: report for report in reports}
+            ordered = [by_name[name] for name in self._device_names if name in by_name]
+            tables["devices"] = {
+                "time": tick.time,
+                "device": [r.device for r in ordered],
+                "p_mw": [r.p_mw for r in ordered],
+                "q_mvar": [r.q_mvar for r in ordered],
+                "e_mwh": [r.e_mwh for r in ordered],
+                "available_mw": [r.available_mw for r in ordered],
+                "curtailed_mw": [r.curtailed_mw for r in ordered],
+                "state": [r.obedience for r in ordered],
+            }
+        if regions := _regions(tick, turns):
+            tables["regions"] = regions
+        if setpoints := self._setpoints(tick, published, receipts):
+            tables["setpoints"] = _columns(setpoints)
+        if self._with_forecasts and len(forecast.mean) and len(forecast.names):
+            tables["forecasts"] = self._forecasts(forecast)
+        self._journal.append(tick.step, tables)
+        self.progress.step, self.progress.tick = tick.step, tick
+        self.progress.turns, self.progress.measured = turns, measured
+        self._on_step(self.progress)
+
+    def _steps(self, tick: Tick, measured: Measured, turns: tuple[Turn, ...], published: Published) -> Rows:
+        rows = [(turn.controller, turn.origin, turn.solve_ms) for turn in turns] or [(None, None, None)]
+        return {
+            "step": [tick.step] * len(rows),
+            "time": tick.time,
+            "planned_at": tick.planned_at,
+            "started_at": tick.started_at,
+            "lateness_ms": tick.lateness_ms,
+            "solve_ms": [solve_ms for _, _, solve_ms in rows],
+            "power_flow_ms": measured.power_flow_ms,
+            "publish_ms": published.publish_ms,
+            "controller": [name for name, _, _ in rows],
+            "origin": [origin for _, origin, _ in rows],
+        }
+
+    def _setpoints(
+        self, tick: Tick, published: Published, receipts: Sequence[Receipt]
+    ) -> list[dict[str, Any]]:
+        """New instructions, and earlier ones of which something was heard."""
+        rows = []
+        for receipt in (*receipts, *published.receipts):
+            row = self._outstanding.get((receipt.epoch, receipt.seq, receipt.device))
+            if row is None:
+                continue  # an answer to something settled, or of another run
+            row = {**row, "acked_at": tick.time, "outcome": receipt.outcome}
+            if receipt.outcome is Outcome.APPLIED:
+                row["applied_at"] = receipt.at
+            del self._outstanding[receipt.epoch, receipt.seq, receipt.device]
+            rows.append(row)
+        for key, row in list(self._outstanding.items()):
+            if row["valid_until"] <= tick.time:
+                rows.append({**row, "outcome": Outcome.EXPIRED})
+                del self._outstanding[key]
+        for instruction in published.instructions:
+            row = _sent(instruction, tick.time)
+            self._outstanding[instruction.epoch, instruction.seq, instruction.device] = row
+            rows.append(row)
+        return rows
+
+    def _forecasts(self, forecast: Forecast) -> Rows:
+        intervals, names = forecast.mean.shape
+        key = (forecast.names, intervals)
+        if key not in self._forecast_names:
+            self._forecast_names = {key: pa.array(forecast.names * intervals, pa.string())}
+        lead = np.repeat(np.arange(1, intervals + 1), names) * np.timedelta64(forecast.every, "us")
+        return {
+            "issued_at": forecast.issued_at,
+            "time": pa.array(
+                _NAIVE_EPOCH + _since_epoch(forecast.issued_at) + lead, pa.timestamp("us", "UTC")
+            ),
+            "name": self._forecast_names[key],
+            "mean_mw": forecast.mean.ravel(),
+            "std_mw": forecast.std.ravel(),
+        }
+
+
+def _since_epoch(at: datetime) -> np.timedelta64:
+    return np.timedelta64((at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1), "us")
+
+
+def _sent(instruction: Instruction, at: datetime) -> dict[str, Any]:
+    target = instruction.setpoint
+    return {
+        "seq": instruction.seq,
+        "epoch": instruction.epoch,
+        "device": instruction.device,
+        "issued_at": instruction.issued_at,
+        "valid_until": instruction.valid_until,
+        "p_mw": target.p_mw if target else None,
+        "q_mvar": target.q_mvar if target else None,
+        "sent_at": at,
+        "acked_at": None,
+        "applied_at": None,
+        "outcome": Outcome.SENT,
+    }
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> Rows:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _regions(tick: Tick, turns: tuple[Turn, ...]) -> Rows | None:
+    rows = []
+    for turn in turns:
+        if turn.decision is None:
+            continue
+        for target, region in turn.decision.regions.items():
+            certificate = turn.decision.certificates.get(target, _NO_CERTIFICATE)
+            rows.append(
+                {
+                    "issued_at": tick.time,
+                    "valid_from": turn.valid_from,
+                    "valid_until": turn.valid_until,
+                    "controller": turn.controller,
+                    "target": target,
+                    "kind": turn.decision.kind,
+                    "seq": tick.step + 1,
+                    "axes": region.axes,
+                    "A": region.A,
+                    "b": region.b,
+                    "binding": certificate.binding,
+                    "worst_v_pu": certificate.worst_v_pu,
+                    "worst_loading_percent": certificate.worst_loading_percent,
+                    "power_flows": certificate.power_flows,
+                }
+            )
+    return _columns(rows) if rows else None

@@ -1,0 +1,125 @@
+"""The embedded broker: on the loopback address only, and never longer than its parent."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bridges import broker as module
+from bridges.broker import EmbeddedBroker, Kind, NoBroker
+from bridges.mqtt import MqttBus
+
+KINDS: tuple[Kind, ...] = ("mosquitto", "amqtt")
+
+
+def started(kind: Kind) -> EmbeddedBroker:
+    try:
+        module._find(kind)
+    except NoBroker as error:
+        pytest.skip(str(error))
+    return EmbeddedBroker(prefer=kind)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "localhost", "192.168.1.5", ""])
+def test_an_address_that_others_can_reach_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="reached by others"):
+        EmbeddedBroker(host=host)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_it_carries_messages_and_says_how_to_watch(kind: Kind) -> None:
+    async with started(kind) as broker:
+        assert broker.kind == kind
+        assert broker.url == f"mqtt://127.0.0.1:{broker.port}"
+        assert broker.hint == f"mosquitto_sub -h 127.0.0.1 -p {broker.port} -t 'gridpace/v1/#' -v"
+        async with MqttBus(broker.url, client_id="one", protocol=broker.protocol) as bus:
+            bus.subscribe("a/#")
+            bus.publish("a/b", b"1", retain=True, ttl_s=60)
+            assert await bus.flush(5)
+            assert await bus.arrived(5)
+            assert bus.received()[0].payload == b"1"
+            assert bus.counts["acknowledged"] == 1
+        pid, directory = broker.pid, Path(broker._directory.name)  # type: ignore[union-attr]
+        assert pid is not None
+        assert os.getsid(pid) == pid  # the terminal's Ctrl-C does not reach it
+        assert directory.exists()
+    assert broker.pid is None
+    assert not directory.exists()
+
+
+async def test_mosquitto_listens_on_one_address_only() -> None:
+    async with started("mosquitto") as broker:
+        listening = Path(f"/proc/{broker.pid}/net/tcp")
+        if not listening.exists():
+            pytest.skip("needs Linux's /proc")
+        port = f"{broker.port:04X}"
+        addresses = {
+            line.split()[1]
+            for line in listening.read_text().splitlines()[1:]
+            if line.split()[1].endswith(f":{port}") and line.split()[3] == "0A"
+        }
+        assert addresses == {f"0100007F:{port}"}
+
+
+async def test_it_comes_back_on_its_port() -> None:
+    async with started("mosquitto") as broker:
+        port, pid = broker.port, broker.pid
+        await broker.stop(kill=True)
+        assert broker.pid is None
+        await broker.start()
+        assert broker.port == port
+        assert broker.pid not in (None, pid)
+
+
+async def test_one_that_does_not_start_is_quoted() -> None:
+    class Misconfigured(EmbeddedBroker):
+        def settings(self) -> str:
+            return "listener nonsense\n"
+
+    started("mosquitto")
+    with pytest.raises(NoBroker, match=r"(?s)ended with status .*It printed: .*broker.conf:1"):
+        async with Misconfigured(prefer="mosquitto"):
+            pytest.fail("it has started")
+
+
+async def test_without_a_broker_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.shutil, "which", lambda *args, **kwargs: None)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NoBroker, match=r"apt install mosquitto.*pip install 'gridpace\[broker\]'"):
+        async with EmbeddedBroker():
+            pytest.fail("it has started")
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_ends_when_its_parent_is_killed(kind: Kind) -> None:
+    started(kind)
+    program = (
+        "import asyncio, sys\n"
+        "from bridges.broker import EmbeddedBroker\n"
+        "async def main():\n"
+        f"    async with EmbeddedBroker(prefer={kind!r}) as broker:\n"
+        "        print(broker.pid, flush=True)\n"
+        "        await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    root = Path(module.__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = os.pidfd_open(int(parent.stdout.readline()))
+        try:
+            poll = select.poll()
+            poll.register(child, select.POLLIN)
+            assert poll.poll(0) == []  # it runs
+            parent.send_signal(signal.SIGKILL)
+            assert poll.poll(5000) != []  # it has ended
+        finally:
+            os.close(child)
