@@ -60,7 +60,6 @@ class EmbeddedBroker:
         self.port = port
         self._fixed_port = port != 0
         self._prefer = prefer
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.kind: Kind = prefer or "mosquitto"
 
@@ -92,8 +91,6 @@ class EmbeddedBroker:
             NoBroker: it does not start; with what it printed.
         """
         self.kind, program = _find(self._prefer)
-        if self._directory is None:
-            self._directory = tempfile.TemporaryDirectory(prefix="gridpace-broker-")
         for attempt in range(3):  # another process may take the free port before the broker does
             if not self._fixed_port:
                 self.port = _free_port(self.host)
@@ -120,28 +117,16 @@ class EmbeddedBroker:
             await _ended(process, STOP_S)
 
     async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:
-            await self._clean()
-            raise
+        await self.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._clean()
+        await self.stop()
 
-    async def _clean(self) -> None:
-        try:
-            await self.stop()
-        finally:
-            if self._directory is not None:
-                self._directory.cleanup()
-                self._directory = None
-
-    def settings(self) -> str:
-        """The broker's configuration file."""
+    def settings(self, directory: Path) -> str:
+        """The broker's configuration file, which is read once, in a directory that is then removed."""
         if self.kind == "mosquitto":
             lines = (
                 f"listener {self.port} {self.host}",
@@ -164,9 +149,15 @@ class EmbeddedBroker:
         )
 
     async def _launch(self, program: list[str]) -> None:
-        assert self._directory is not None
-        directory = Path(self._directory.name)
-        process = self._process = self._spawn(program, directory)
+        with tempfile.TemporaryDirectory(prefix="gridpace-broker-") as name:
+            process = self._process = self._spawn(program, Path(name))
+            try:
+                await self._wait(process, Path(name))
+            except BaseException:
+                await self.stop(kill=True)
+                raise
+
+    async def _wait(self, process: subprocess.Popen[bytes], directory: Path) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + START_S
         while loop.time() < end and process.poll() is None:
@@ -174,7 +165,6 @@ class EmbeddedBroker:
                 return
             await asyncio.sleep(0.02)
         status = process.poll()
-        await self.stop(kill=True)
         happened = f"did not answer for {START_S:g} s" if status is None else f"ended with status {status}"
         raise NoBroker(
             f"{self.kind} on {self.host}:{self.port} {happened}. It printed: {_printed(directory)}"
@@ -182,7 +172,7 @@ class EmbeddedBroker:
 
     def _spawn(self, program: list[str], directory: Path) -> subprocess.Popen[bytes]:
         config = directory / "broker.conf"
-        config.write_text(self.settings())
+        config.write_text(self.settings(directory))
         user = _lesser_user() if self.kind == "mosquitto" else None
         if user is not None:
             for path in (directory, config):

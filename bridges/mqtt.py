@@ -294,11 +294,11 @@ class MqttBus:
             "protocol": aiomqtt.ProtocolVersion.V5 if five else aiomqtt.ProtocolVersion.V311,
             **({"clean_start": True} if five else {"clean_session": True}),
             "will": self._will and aiomqtt.Will(self._will.topic, self._will.payload, qos=1, retain=True),
-            "logger": log,
+            "logger": log.getChild("paho"),
             "timeout": self._timeout_s,
             "keepalive": self._keepalive_s,  # (9)
             "max_inflight_messages": WINDOW,  # (7)
-            "tls_context": self._tls,
+            "tls_context": self._tls and _Handshake(self._tls),
             "socket_options": [NODELAY],  # (1)
         }
 
@@ -432,6 +432,23 @@ class _Connection(aiomqtt.Client):
 
     def _on_message(self, client: PahoClient, userdata: Any, message: MQTTMessage) -> None:
         self._bus.arrived_now(message)
+
+
+class _Handshake:
+    """A TLS context whose sockets are closed when the handshake fails, which paho forgets to do."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.check_hostname = context.check_hostname
+        self._context = context
+
+    def wrap_socket(self, link: socket.socket, **options: Any) -> ssl.SSLSocket:
+        wrapped = self._context.wrap_socket(link, **options)
+        try:
+            wrapped.do_handshake()
+        except BaseException:
+            wrapped.close()
+            raise
+        return wrapped
 
 
 class _Secret:

@@ -107,7 +107,7 @@ class Observation:
     e_mwh: Mapping[str, float] = field(default_factory=dict)
     """stored energy by device"""
     regions: Mapping[str, Region] = field(default_factory=dict)
-    """what other controllers said last, by target"""
+    """what other controllers said last, by target, as far as it still holds"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

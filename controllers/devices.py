@@ -41,14 +41,24 @@ class DeviceState:
 class Device(Protocol):
     """A controllable device at one bus."""
 
-    name: str
-    bus: str
-    weight: float
-    """entitlement in equitable methods; only ratios between devices matter"""
-    default: Region
-    """what it obeys when it has neither a valid region nor a valid setpoint"""
     curtailable: ClassVar[bool]
     """whether what it does not inject of what it could is lost"""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def bus(self) -> str: ...
+
+    @property
+    def weight(self) -> float:
+        """Entitlement in equitable methods; only ratios between devices matter."""
+        ...
+
+    @property
+    def default(self) -> Region:
+        """What it obeys when it has neither a valid region nor a valid setpoint."""
+        ...
 
     @property
     def rating_mw(self) -> float:
@@ -58,6 +68,10 @@ class Device(Protocol):
     def wish(self, drive: float | None) -> float:
         """Active power [MW] that it would inject if nobody limited it; `drive` is the profile's
         value in per unit of the rating, `None` without a profile."""
+        ...
+
+    def reactive(self, p_mw: float) -> float:
+        """Reactive power [Mvar] that it injects at `p_mw` if nobody asks for another."""
         ...
 
     def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
@@ -114,6 +128,9 @@ class PvInverter:
     def wish(self, drive: float | None) -> float:
         return self.p_mw * drive if drive else 0.0
 
+    def reactive(self, p_mw: float) -> float:
+        return 0.0
+
     def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
         return self._circle & band(0.0, max(self.wish(drive), 0.0))
 
@@ -149,6 +166,9 @@ class WindTurbine:
 
     def wish(self, drive: float | None) -> float:
         return self.p_mw * drive if drive else 0.0
+
+    def reactive(self, p_mw: float) -> float:
+        return 0.0
 
     def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
         return self._cone & band(0.0, max(self.wish(drive), 0.0))
@@ -193,6 +213,9 @@ class Battery:
     def wish(self, drive: float | None) -> float:
         return self.p_mw * drive if drive else 0.0
 
+    def reactive(self, p_mw: float) -> float:
+        return 0.0
+
     def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
         hours = every_s / 3600
         stored = self.e_start_mwh if state.e_mwh is None else state.e_mwh
@@ -234,12 +257,18 @@ class FlexibleLoad:
 
     @cached_property
     def _coupling(self) -> Region:
-        slope = tan(acos(self.power_factor))
-        return Region(AXES, np.array([[-slope, 1.0], [slope, -1.0]]), np.zeros(2))
+        return Region(AXES, np.array([[-self._slope, 1.0], [self._slope, -1.0]]), np.zeros(2))
+
+    @cached_property
+    def _slope(self) -> float:
+        return tan(acos(self.power_factor))
 
     def wish(self, drive: float | None) -> float:
         demand = self.p_mw * (1.0 if drive is None else max(drive, 0.0))
         return -max(demand, self.firm_mw)
+
+    def reactive(self, p_mw: float) -> float:
+        return p_mw * self._slope
 
     def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
         return self._coupling & band(self.wish(drive), -self.firm_mw)
@@ -276,6 +305,9 @@ class Generator:
 
     def wish(self, drive: float | None) -> float:
         return max(self.p_mw * (drive or 0.0), self.p_min_mw)
+
+    def reactive(self, p_mw: float) -> float:
+        return 0.0
 
     def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
         step = self.ramp_mw_per_min * every_s / 60

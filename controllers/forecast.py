@@ -36,7 +36,11 @@ class Forecast:
         if self.issued_at.tzinfo is None:
             raise ValueError(f"forecast: issued_at {self.issued_at} has no time zone")
         for label in ("mean", "std"):
-            values = np.array(getattr(self, label), dtype=float).reshape(-1, len(self.names))
+            values = np.array(getattr(self, label), dtype=float)
+            if values.ndim != 2 or values.shape[1] != len(self.names):
+                raise ValueError(
+                    f"forecast: {label} has shape {values.shape}, needed is (intervals, {len(self.names)})"
+                )
             if not np.isfinite(values).all():
                 raise ValueError(f"forecast issued at {self.issued_at}: {label} is not finite")
             values.setflags(write=False)
@@ -58,6 +62,6 @@ class Forecast:
 
     def at(self, interval: int) -> dict[str, float]:
         """Mean injection [MW] by name at one interval; nothing where nothing is forecast."""
-        if interval >= len(self.mean):
+        if not 0 <= interval < len(self.mean):
             return {}
         return dict(zip(self.names, self.mean[interval].tolist(), strict=True))

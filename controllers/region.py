@@ -44,19 +44,25 @@ class Region:
     """(rows,) right-hand sides, in the units of the axes."""
 
     def __post_init__(self) -> None:
-        A = np.array(self.A, dtype=float).reshape(-1, len(self.axes))
-        b = np.array(self.b, dtype=float).reshape(-1)
+        A, b = np.array(self.A, dtype=float), np.array(self.b, dtype=float)
+        A = A if A.size else A.reshape(0, len(self.axes))
         if len(set(self.axes)) != len(self.axes) or not self.axes:
             raise ValueError(f"region: axes {self.axes} must be named, each once")
-        if len(A) != len(b):
-            raise ValueError(f"region: A has {len(A)} rows but b has {len(b)} values")
+        if A.ndim != 2 or A.shape[1] != len(self.axes) or b.shape != (len(A),):
+            raise ValueError(
+                f"region over {self.axes}: A has shape {A.shape} and b {b.shape}, "
+                f"needed are (rows, {len(self.axes)}) and (rows,)"
+            )
         if not (np.isfinite(A).all() and np.isfinite(b).all()):
             raise ValueError(f"region over {self.axes}: a coefficient or limit is not finite")
         length = np.linalg.norm(A, axis=1)
         empty = length < 1e-12
         if (b[empty] < -TOLERANCE).any():
             raise Infeasible(f"region over {self.axes}: a row reads 0 <= {b[empty].min():g}")
-        A, b = A[~empty] / length[~empty, None], b[~empty] / length[~empty]
+        A, b, length = A[~empty], b[~empty], length[~empty]
+        # A row that has unit length already keeps its last bits: scaling twice is scaling once.
+        length[np.abs(length - 1) < 1e-12] = 1.0
+        A, b = A / length[:, None], b / length
         A.setflags(write=False)
         b.setflags(write=False)
         object.__setattr__(self, "A", A)
@@ -139,7 +145,7 @@ class Region:
         """
         if len(self.axes) > 2:
             raise ValueError(f"nearest point: {len(self.axes)} axes, but at most 2 are supported")
-        x = self._vector(point)
+        x = self._vector(point).copy()
         outside = self.A @ x - self.b
         if not (outside > 0).any():
             return x

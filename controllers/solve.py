@@ -6,6 +6,7 @@ is raised when the problem has none, `SolverFailed` when the solver did not find
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import cvxpy as cp
@@ -20,6 +21,9 @@ Array = npt.NDArray[np.float64]
 TIME_LIMIT_S = 10.0
 """Default bound on one solve."""
 
+FEASIBILITY = 1e-9
+"""How far HiGHS may leave a row: a region's own tolerance."""
+
 
 def solve(problem: cp.Problem, *, time_limit_s: float = TIME_LIMIT_S) -> float:
     """Solve a convex problem by Clarabel and return its optimal value; the variables hold the answer.
@@ -31,7 +35,10 @@ def solve(problem: cp.Problem, *, time_limit_s: float = TIME_LIMIT_S) -> float:
         SolverFailed: time limit, numerical trouble, or the solver raised.
     """
     try:
-        problem.solve(solver=cp.CLARABEL, time_limit=time_limit_s)  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            # cvxpy only warns of an inaccurate answer, which is raised below.
+            warnings.filterwarnings("ignore", "Solution may be inaccurate", UserWarning)
+            problem.solve(solver=cp.CLARABEL, time_limit=time_limit_s)  # type: ignore[no-untyped-call]
     except cp.error.SolverError as error:
         raise SolverFailed(f"Clarabel failed: {error}; look at the problem's scaling") from error
     match problem.status:
@@ -68,6 +75,7 @@ def maximum(c: Array, A: Array, b: Array, *, time_limit_s: float = TIME_LIMIT_S)
     solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("presolve", "off")  # so that "infeasible or unbounded" does not occur
+    solver.setOptionValue("primal_feasibility_tolerance", FEASIBILITY)
     solver.setOptionValue("time_limit", time_limit_s)
     solver.passModel(model)
     solver.run()

@@ -133,7 +133,7 @@ def _from_pydantic(draft: Draft, detail: ErrorDetails) -> Problem:
             advice = {
                 "uses": "must read module:Class or file.py:Class",
                 "name": "must have 1 to 64 of the characters A-Z a-z 0-9 _ . -",
-                "url": "must read mqtt://host:port or mqtts://host:port; credentials come from the environment",
+                "url": "must read mqtt://host:port or mqtts://host:port (credentials: environment)",
             }.get(str(keys[-1]), f"must match {pattern}")
         case _:
             advice = advice.replace("Input should be", "must be")

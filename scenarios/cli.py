@@ -66,6 +66,9 @@ def run(
     clock: Annotated[
         str | None, typer.Option(help="fast, scaled or live; short for --set clock.mode=...")
     ] = None,
+    log_every: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="How often to log progress when not on a terminal.")
+    ] = 10.0,
     as_json: Json = False,
 ) -> None:
     """Run a scenario and judge it."""
@@ -78,7 +81,7 @@ def run(
 
     draft, scenario = _load(file, [*changes, *([f"clock.mode={clock}"] if clock else [])])
     try:
-        with watch(scenario, quiet=as_json) as observer:
+        with watch(scenario, quiet=as_json, log_every_s=log_every) as observer:
             result = run_blocking(draft, scenario, root=out, observer=observer)
     except ScenarioInvalid as error:
         _fail(2, str(error))
@@ -124,9 +127,9 @@ def check(file: File, changes: Sets = [], as_json: Json = False) -> None:  # noq
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a scenario file, from which editors complete."""
-    from scenarios.schema import Scenario
+    from scenarios.schema import file_schema
 
-    typer.echo(json.dumps(Scenario.model_json_schema(), indent=2))
+    typer.echo(json.dumps(file_schema(), indent=2))
 
 
 @app.command()

@@ -110,24 +110,24 @@ def _read(which: str, folder: Path, seen: tuple[Path, ...]) -> Draft:
     parent = raw.pop("extends", None)
     if parent is not None:
         below = _read(str(parent), path.parent, (*seen, path))
-        raw = _merge(below.raw, raw)
         if below.folder != path.parent:
-            raw = _rebase(raw, below)
+            _anchor(below.raw, below.folder)
+        raw = _merge(below.raw, raw)
     return Draft(raw, path.parent, which, lines, tuple(repeated))
 
 
-def _rebase(raw: dict[str, Any], below: Draft) -> dict[str, Any]:
-    """Keep the files that an extended scenario names readable from the folder of the one extending."""
-    network = below.raw.get("grid", {}).get("network")
-    grid = raw.get("grid")
-    if isinstance(grid, dict) and isinstance(network, str) and grid.get("network") == network:
-        if (below.folder / network).is_file():
-            raw = {**raw, "grid": {**grid, "network": str(below.folder / network)}}
-    for name, profile in below.raw.get("profiles", {}).items():
-        mine = raw.get("profiles", {}).get(name)
-        if isinstance(mine, dict) and mine.get("file") and mine.get("file") == profile.get("file"):
-            mine["file"] = str(below.folder / profile["file"])
-    return raw
+def _anchor(raw: dict[str, Any], folder: Path) -> None:
+    """Make the files that a scenario names findable from another folder."""
+    places: list[tuple[Any, str]] = [(raw.get("grid"), "network")]
+    profiles, controllers = raw.get("profiles"), raw.get("controllers")
+    places += [(profile, "file") for profile in profiles.values()] if isinstance(profiles, dict) else []
+    places += [(item, "uses") for item in controllers] if isinstance(controllers, list) else []
+    for place, key in places:
+        text = place.get(key) if isinstance(place, dict) else None
+        if isinstance(text, str):
+            file = text.rpartition(":")[0] if key == "uses" else text
+            if file and (folder / file).is_file():
+                place[key] = str(folder / text)
 
 
 def _walk(node: yaml.Node, keys: Keys) -> Iterator[tuple[Keys, int, bool]]:

@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import chain, count
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
@@ -91,9 +90,10 @@ class RunDirectory:
 
     path: Path
 
-    @staticmethod
-    def free_name(root: Path, name: str, now: datetime) -> str:
-        """`<name>-<UTC>`, with `-2`, `-3`, ... after it while `root` holds that already.
+    @classmethod
+    def create(cls, root: Path, name: str, now: datetime) -> RunDirectory:
+        """Make the folder of a new run, `root/<name>-<UTC>`, with `-2`, `-3`, ... after it when that is
+        taken: a run never overwrites another.
 
         Raises:
             ValueError: a name that is no file name, a time without its zone.
@@ -102,27 +102,15 @@ class RunDirectory:
             raise ValueError(f"run name {name!r}: use letters, digits, '-', '_' and '.' only")
         if now.tzinfo is None:
             raise ValueError(f"run {name}: the time {now} has no time zone; make it UTC")
-        stem = f"{name}-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}"
-        names = chain((stem,), (f"{stem}-{number}" for number in count(2)))
-        return next(free for free in names if not (root / free).exists())
-
-    @classmethod
-    def create(cls, root: Path, name: str, now: datetime | None = None) -> RunDirectory:
-        """Make the folder of a new run in `root`: `free_name(root, name, now)`, or, without a time,
-        `name` itself, which `free_name` gave before.
-
-        Raises:
-            ValueError: as `free_name`.
-            FileExistsError: `name` is taken; a run never overwrites another.
-        """
         root.mkdir(parents=True, exist_ok=True)
+        stem = f"{name}-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+        number = 1
         while True:
-            path = root / (name if now is None else cls.free_name(root, name, now))
+            path = root / (stem if number == 1 else f"{stem}-{number}")
             try:
                 path.mkdir()
             except FileExistsError:
-                if now is None:
-                    raise FileExistsError(f"{path} exists; a run needs a new folder") from None
+                number += 1
             else:
                 return cls(path)
 
@@ -232,7 +220,7 @@ class Events:
         A detail that is no number (NaN, infinite) becomes null; what JSON does not know becomes text.
         """
         event = {"time": time, "step": step, "what": what, **without_secrets(details)}
-        line = json.dumps(_plain(event), ensure_ascii=False)
+        line = json.dumps(plain(event), ensure_ascii=False)
         os.write(self._file, line.encode() + b"\n")
         self.counts[what] += 1
 
@@ -280,16 +268,17 @@ def without_secrets(value: Any) -> Any:
 
 def canonical(value: Any) -> str:
     """`value` as the one JSON text that equal values share."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file for people to read, whole or not at all."""
     with replacing(path) as file:
-        file.write_text(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        file.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: times as text in UTC, numpy's numbers as Python's, NaN as null."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):
@@ -297,13 +286,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
+        return {str(name): plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if hasattr(value, "tolist"):  # numpy's numbers and arrays
-        return _plain(value.tolist())
+        return plain(value.tolist())
     return str(value)
 
 

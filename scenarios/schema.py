@@ -50,10 +50,13 @@ def duration(value: Any) -> timedelta:
     parts = _DURATION.findall(text)
     if isinstance(value, bool | int | float) or not parts or _DURATION.sub("", text).strip():
         raise ValueError("is no length of time; write a number and a unit, such as 5min, 30s, 1h or 100ms")
-    seconds = sum(float(number) * _UNIT_S[unit] for number, unit in parts)
-    if seconds <= 0:
+    try:
+        length = timedelta(seconds=sum(float(number) * _UNIT_S[unit] for number, unit in parts))
+    except OverflowError:
+        raise ValueError("is longer than any run") from None
+    if not length:
         raise ValueError("must be longer than zero")
-    return timedelta(seconds=seconds)
+    return length
 
 
 def spell(value: timedelta) -> str:
@@ -62,7 +65,7 @@ def spell(value: timedelta) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds % size == 0:
             return f"{int(seconds // size)}{unit}"
-    return f"{seconds * 1000:g}ms"
+    return f"{value / timedelta(milliseconds=1):.3f}".rstrip("0").rstrip(".") + "ms"
 
 
 Duration = Annotated[
@@ -179,7 +182,7 @@ def _mirror(kind: str, parameters: type[Any]) -> type[ProfilePart]:
         parameters.__name__,
         __base__=ProfilePart,
         __doc__=parameters.__doc__,
-        __validators__={"check": model_validator(mode="after")(check)},
+        __validators__={"check": model_validator(mode="after")(check)},  # type: ignore[dict-item]
         **fields,
     )
     part.parameters = build  # type: ignore[method-assign]
@@ -374,3 +377,22 @@ class Scenario(Part):
     bus: AnyBus = EmbeddedBusPart(kind="embedded")
     record: RecordPart = RecordPart()
     expect: list[Expectation] = []
+
+    @model_validator(mode="after")
+    def _check(self) -> Scenario:
+        try:
+            _ = self.start + (self.steps + self.forecast.intervals) * self.every
+        except OverflowError:
+            raise ValueError("steps times every leads beyond the year 9999; take fewer or shorter steps") from None
+        return self
+
+
+def file_schema() -> dict[str, Any]:
+    """JSON Schema of a scenario file, which may leave to `extends` what it does not say itself."""
+    schema = Scenario.model_json_schema()
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "another scenario, by name or file; maps merge, lists of named items merge by name",
+    }
+    schema["anyOf"] = [{"required": ["extends"]}, {"required": schema.pop("required")}]
+    return schema

@@ -17,10 +17,6 @@ from scenarios.build import Built
 from scenarios.schema import Scenario
 from simulators.recorder import Progress as Recorded
 
-PLAIN_EVERY_S = 10.0
-"""How often a run says where it is when it is not on a terminal."""
-
-
 @cache
 def console() -> Console:
     """Where people read."""
@@ -30,8 +26,9 @@ def console() -> Console:
 class Watcher:
     """Shows a run; see `scenarios.run.Observer`."""
 
-    def __init__(self, scenario: Scenario, bar: Progress | None, quiet: bool) -> None:
+    def __init__(self, scenario: Scenario, bar: Progress | None, quiet: bool, log_every_s: float) -> None:
         self._scenario, self._bar, self._quiet = scenario, bar, quiet
+        self._pause_s = 0.1 if bar else log_every_s
         self._task = bar.add_task("", total=scenario.steps, now="starting") if bar else None
         self._low, self._high = scenario.grid.limits.v_pu
         self._shown = 0.0
@@ -52,8 +49,7 @@ class Watcher:
     def step(self, progress: Recorded, counts: Counter[str]) -> None:
         now = time.monotonic()
         last = progress.step + 1 == self._scenario.steps
-        pause = 0.1 if self._bar else PLAIN_EVERY_S
-        if self._quiet or (now - self._shown < pause and not last):
+        if self._quiet or (now - self._shown < self._pause_s and not last):
             return
         self._shown = now
         line = self._line(progress, counts)
@@ -85,10 +81,10 @@ class Watcher:
 
 
 @contextmanager
-def watch(scenario: Scenario, *, quiet: bool) -> Iterator[Watcher]:
-    """A watcher for one run; quiet ones say nothing."""
+def watch(scenario: Scenario, *, quiet: bool = False, log_every_s: float = 10.0) -> Iterator[Watcher]:
+    """A watcher for one run; quiet ones say nothing, others log every `log_every_s` off a terminal."""
     if quiet or not console().is_terminal:
-        yield Watcher(scenario, None, quiet)
+        yield Watcher(scenario, None, quiet, log_every_s)
         return
     columns = (
         MofNCompleteColumn(),
@@ -97,4 +93,4 @@ def watch(scenario: Scenario, *, quiet: bool) -> Iterator[Watcher]:
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console(), transient=True) as bar:
-        yield Watcher(scenario, bar, quiet)
+        yield Watcher(scenario, bar, quiet, log_every_s)

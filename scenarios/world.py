@@ -65,7 +65,7 @@ class World:
         async with AsyncWorld(skip_greetings=True) as world:
             parents, children = {}, {}
             for name, stage in self.stages.items():
-                starter = PythonStarter(lambda stage=stage: stage)  # type: ignore[arg-type, misc]
+                starter = PythonStarter(lambda stage=stage: stage)  # type: ignore[arg-type]
                 factory = await world.start(starter, sim_id=name)
                 (parents[name],) = await factory.Stage.create(1)
                 children[name] = parents[name].children

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import time as wall_time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from controllers.contract import (
     ControlError,
@@ -16,9 +19,12 @@ from controllers.contract import (
     Decision,
     Infeasible,
     Instruction,
+    Kind,
     Observation,
     Origin,
+    Setpoint,
 )
+from controllers.devices import AXES
 from controllers.forecast import Forecast
 from controllers.region import Region
 from controllers.site import Site
@@ -28,6 +34,9 @@ from simulators.grid import Measured
 from simulators.stage import Stage
 
 Event = Callable[..., None]
+
+NEVER = datetime.max.replace(tzinfo=UTC)
+STILL = np.zeros(len(AXES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,64 +76,86 @@ class Dispatch:
     """Merges the controllers' valid decisions into one instruction a device.
 
     Regions for the same device intersect; of several setpoints the one of the controller named
-    last in the scenario counts. A number is given out once per step, growing with the step.
+    last in the scenario counts; the instruction is valid as long as all of them are. When one of
+    them expires before its controller speaks again, the device is told anew what the others still
+    say. A number is given out once per step, growing with the step.
+
+    A device whose regions have no point in common is told nothing new: what it was told last stays
+    in force until it expires, then its default. No controller outranks another.
     """
 
-    def __init__(self, site: Site, epoch: int) -> None:
+    def __init__(self, site: Site, controllers: Sequence[str], epoch: int) -> None:
         self._site, self._epoch = site, epoch
-        self._said: dict[str, _Said] = {}
+        self._said: dict[str, _Said | None] = dict.fromkeys(controllers)
+        self._told_until: dict[str, datetime] = {}
 
     def take(self, turn: Turn) -> None:
         """Remember a new decision."""
         if turn.decision is not None:
             self._said[turn.controller] = _Said(turn.decision, turn.valid_until)
 
+    def _valid(self, at: datetime) -> dict[str, _Said]:
+        """What each controller said last, where that is still valid at `at`."""
+        return {name: said for name, said in self._said.items() if said and at < said.valid_until}
+
     def holds(self, controller: str, at: datetime) -> bool:
         """Whether the controller's last decision is still valid at `at`."""
-        said = self._said.get(controller)
-        return said is not None and at < said.valid_until
+        return controller in self._valid(at)
 
-    def regions(self, besides: str) -> dict[str, Region]:
-        """What the other controllers said last, by target."""
+    def regions(self, besides: str, at: datetime) -> dict[str, Region]:
+        """What the other controllers said last and is still valid at `at`, by target."""
         found: dict[str, Region] = {}
-        for name, said in self._said.items():
+        for name, said in self._valid(at).items():
             if name != besides:
                 for target, region in said.decision.regions.items():
                     found[target] = found[target] & region if target in found else region
         return found
 
     def instructions(
-        self, seq: int, issued_at: datetime, valid_from: datetime, touched: set[str]
-    ) -> dict[str, Instruction]:
-        """An instruction for each device in `touched`, from every decision valid at `valid_from`."""
-        result = {}
-        for name in self._site.devices:
-            if name not in touched:
+        self, seq: int, issued_at: datetime, valid_from: datetime, touched: Set[str]
+    ) -> tuple[dict[str, Instruction], dict[str, str]]:
+        """Tell each device in `touched`, or whose last instruction has run out, what holds now.
+
+        Returns:
+            instructions by device, and by device why it gets none: its regions do not meet.
+        """
+        told, conflicts = {}, {}
+        valid = self._valid(valid_from)
+        for name, device in self._site.devices.items():
+            if name not in touched and valid_from < self._told_until.get(name, NEVER):
                 continue
-            region, setpoint, until = None, None, None
-            for said in self._said.values():
-                if valid_from >= said.valid_until:
-                    continue
+            concerned: list[str] = []
+            region, setpoint, until = None, None, NEVER
+            for controller, said in valid.items():
                 new = said.decision.regions.get(name)
                 target = said.decision.setpoints.get(name)
                 if new is None and target is None:
                     continue
+                concerned.append(controller)
                 region = region & new if region is not None and new is not None else new or region
                 setpoint = target or setpoint
-                until = said.valid_until if until is None else min(until, said.valid_until)
-            if until is not None:
-                result[name] = Instruction(
-                    device=name,
-                    epoch=self._epoch,
-                    seq=seq,
-                    issued_at=issued_at,
-                    valid_from=valid_from,
-                    valid_until=until,
-                    region=region,
-                    setpoint=setpoint,
-                    fallback=self._site.devices[name].default,
-                )
-        return result
+                until = min(until, said.valid_until)
+            if not concerned:
+                continue
+            try:
+                if region is not None:
+                    region.nearest(STILL)
+            except Infeasible:
+                conflicts[name] = f"the regions of {' and '.join(concerned)} have no point in common"
+                continue
+            self._told_until[name] = until
+            told[name] = Instruction(
+                device=name,
+                epoch=self._epoch,
+                seq=seq,
+                issued_at=issued_at,
+                valid_from=valid_from,
+                valid_until=until,
+                region=region,
+                setpoint=setpoint,
+                fallback=device.default,
+            )
+        return told, conflicts
 
 
 class ControllersSimulator(Stage):
@@ -134,7 +165,7 @@ class ControllersSimulator(Stage):
     Outputs: `turns` (one for each controller that was due), `instructions` (by device).
 
     A controller that raises has no decision: what it said last stays in force until it expires,
-    then the devices obey their defaults. Nothing a controller raises ends the run.
+    then the devices obey their defaults. Nothing a controller raises or returns ends the run.
     """
 
     def __init__(
@@ -152,7 +183,7 @@ class ControllersSimulator(Stage):
         )
         self._site, self._seats, self._event = site, tuple(seats), event
         self._in_thread = in_thread
-        self._dispatch = Dispatch(site, epoch)
+        self._dispatch = Dispatch(site, [seat.name for seat in self._seats], epoch)
         self.counts: Counter[str] = Counter()
 
     def work(self, time: int, given: dict[str, list[Any]]) -> Awaitable[Any] | None:
@@ -179,17 +210,16 @@ class ControllersSimulator(Stage):
             self.counts[f"origin-{turn.origin}"] += 1
             if turn.decision is not None:
                 touched |= turn.decision.regions.keys() | turn.decision.setpoints.keys()
-        instructions = self._merged(tick, acts_at, touched) if touched else {}
+        instructions = {} if tick.duty is Duty.SKIP else self._merged(tick, acts_at, touched)
         self.out["controllers"] = {"turns": tuple(turns), "instructions": instructions}
         return instructions
 
-    def _merged(self, tick: Tick, acts_at: datetime, touched: set[str]) -> dict[str, Instruction]:
-        try:
-            return self._dispatch.instructions(tick.step + 1, tick.time, acts_at, touched)
-        except Infeasible as error:
+    def _merged(self, tick: Tick, acts_at: datetime, touched: Set[str]) -> dict[str, Instruction]:
+        told, conflicts = self._dispatch.instructions(tick.step + 1, tick.time, acts_at, touched)
+        for device, why in conflicts.items():
             self.counts["conflict"] += 1
-            self._event(tick.time, "conflict", step=tick.step, why=str(error))
-            return {}
+            self._event(tick.time, "conflict", step=tick.step, device=device, why=why)
+        return told
 
     def _ask(
         self,
@@ -208,11 +238,11 @@ class ControllersSimulator(Stage):
         observation = Observation(
             time=tick.time,
             forecast=forecast,
-            v_pu=measured.v_pu,
+            v_pu=MappingProxyType(measured.v_pu),  # the recorder reads the same one
             p_mw={**measured.load_p_mw, **{r.device: r.p_mw for r in reports}},
             q_mvar={**measured.load_q_mvar, **{r.device: r.q_mvar for r in reports}},
             e_mwh={r.device: r.e_mwh for r in reports if r.e_mwh is not None},
-            regions=self._dispatch.regions(besides=seat.name),
+            regions=self._dispatch.regions(besides=seat.name, at=acts_at),
         )
         started = wall_time.perf_counter()
         decision: Decision | None = None
@@ -244,6 +274,20 @@ class ControllersSimulator(Stage):
             raise TypeError(f"step() returned {type(decision).__name__}, not a Decision")
         if decision.time != observation.time:
             raise ValueError(f"the decision is dated {decision.time}, asked was {observation.time}")
-        unknown = decision.setpoints.keys() - self._site.devices.keys()
-        if unknown:
-            raise ValueError(f"setpoints for {sorted(unknown)}, which the site does not have")
+        if not isinstance(decision.origin, Origin):
+            raise TypeError(f"the decision's origin is {decision.origin!r}, not an Origin")
+        devices = self._site.devices
+        for name, setpoint in decision.setpoints.items():
+            if name not in devices:
+                raise ValueError(f"a setpoint for {name!r}, which is no device of the site")
+            if not isinstance(setpoint, Setpoint):
+                raise TypeError(f"the setpoint for {name!r} is a {type(setpoint).__name__}, not a Setpoint")
+        for target, region in decision.regions.items():
+            if not isinstance(region, Region):
+                raise TypeError(f"the region for {target!r} is a {type(region).__name__}, not a Region")
+            if target not in devices and decision.kind is Kind.ENVELOPE:
+                raise ValueError(f"an envelope for {target!r}, which is no device of the site")
+            said = observation.regions.get(target)
+            axes = AXES if target in devices else region.axes if said is None else said.axes
+            if set(region.axes) != set(axes):
+                raise ValueError(f"the region for {target!r} is over {region.axes}, needed is {axes}")

@@ -18,6 +18,8 @@ from simulators.clock import Tick
 from simulators.stage import Stage
 from simulators.tables import Outcome
 
+Array = npt.NDArray[np.float64]
+
 
 class Obedience(StrEnum):
     """What a device goes by, in the words of EEBUS."""
@@ -27,11 +29,14 @@ class Obedience(StrEnum):
     CONTROLLED = "controlled"
     """a valid instruction, which leaves it where it wants to be"""
     LIMITED = "limited"
-    """a valid instruction, which moves it"""
+    """a valid instruction whose region moves it"""
     FAILSAFE = "failsafe"
     """the last instruction has expired: its default"""
     UNABLE = "unable"
-    """it cannot reach its region (ramp, firm load, empty store) and is as close as it can be"""
+    """it cannot reach its region (ramp, firm load, empty store) and comes as close as it can to the point
+    of it that it wants"""
+    UNCONTROLLED = "uncontrolled"
+    """a load or fixed generator, which nobody instructs"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,45 +71,46 @@ class DeviceTwin:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.state: DeviceState = device.initial()
-        self._instruction: Instruction | None = None
+        self._current: Instruction | None = None
+        self._coming: Instruction | None = None  # accepted, but not yet valid
 
     def receive(self, instruction: Instruction, now: datetime) -> Receipt:
         """Take an instruction unless it is old or expired."""
-        last = self._instruction
+        last = self._coming or self._current
         newer = last is None or (instruction.epoch, instruction.seq) > (last.epoch, last.seq)
         if now >= instruction.valid_until:
             outcome = Outcome.EXPIRED
         elif not newer:
             outcome = Outcome.REFUSED
         else:
-            self._instruction, outcome = instruction, Outcome.APPLIED
+            self._coming, outcome = instruction, Outcome.APPLIED
         return Receipt(instruction.device, instruction.epoch, instruction.seq, now, outcome)
 
     def step(self, now: datetime, drive: float | None, every_s: float) -> DeviceReport:
         """Hold one operating point for `every_s` seconds from `now`."""
-        device, instruction = self.device, self._instruction
+        device, instruction = self.device, self._begun(now)
         wish = device.wish(drive)
-        wanted = np.array([wish, 0.0])
+        wanted = np.array([wish, device.reactive(wish)])
         region: Region | None = device.default
         stage = Obedience.INIT
         if instruction is not None and now >= instruction.valid_until:
             stage = Obedience.FAILSAFE
-        elif instruction is not None and now >= instruction.valid_from:
+        elif instruction is not None:
             stage = Obedience.CONTROLLED
             region = instruction.region
             if (target := instruction.setpoint) is not None:
-                wanted = np.array(
-                    [
-                        wish if target.p_mw is None else target.p_mw,
-                        0.0 if target.q_mvar is None else target.q_mvar,
-                    ]
-                )
+                p_mw = wish if target.p_mw is None else target.p_mw
+                wanted = np.array([p_mw, device.reactive(p_mw) if target.q_mvar is None else target.q_mvar])
 
         able = device.limits(self.state, drive, every_s)
         allowed = able if region is None else able & region
         try:
             point = allowed.nearest(wanted)
-            if stage is Obedience.CONTROLLED and np.abs(point - wanted).max() > 1e-9:
+            if (
+                stage is Obedience.CONTROLLED
+                and _apart(point, wanted)
+                and _apart(point, able.nearest(wanted))
+            ):
                 stage = Obedience.LIMITED
         except Infeasible:
             point, stage = self._closest(able, region, wanted), Obedience.UNABLE
@@ -121,15 +127,29 @@ class DeviceTwin:
             stage,
         )
 
-    def _closest(self, able: Region, region: Region | None, wanted: npt.NDArray[np.float64]) -> Any:
-        """Within what it is able to, the point that leaves the region least."""
-        if region is None:
-            raise Infeasible(f"device {self.device.name!r}: its own limits contradict each other")
+    def _begun(self, now: datetime) -> Instruction | None:
+        """The newest instruction whose time has come; until then the one before it holds."""
+        if self._coming is not None and now >= self._coming.valid_from:
+            self._current, self._coming = self._coming, None
+        return self._current
+
+    def _closest(self, able: Region, region: Region | None, wanted: Array) -> Array:
+        """Within what it is able to, the point closest to the one it wants of the region."""
         try:
-            aim = region.nearest(wanted)
-        except Infeasible:  # two controllers' regions do not meet: closest to its default instead
+            aim = wanted if region is None else region.nearest(wanted)
+        except Infeasible:  # a region without a point: closest to its default instead
             aim = self.device.default.nearest(wanted)
-        return able.nearest(aim)
+        try:
+            return able.nearest(aim)
+        except Infeasible as error:
+            raise Infeasible(
+                f"device {self.device.name!r}: its own limits contradict each other in state {self.state}; "
+                "look at its ratings"
+            ) from error
+
+
+def _apart(one: Array, other: Array) -> bool:
+    return bool(np.abs(one - other).max() > 1e-9)
 
 
 class DevicesSimulator(Stage):

@@ -14,7 +14,7 @@ from controllers.contract import Certificate, Instruction
 from controllers.forecast import Forecast
 from simulators.clock import Tick
 from simulators.controller import Turn
-from simulators.devices import DeviceReport, Receipt
+from simulators.devices import DeviceReport, Obedience, Receipt
 from simulators.grid import Measured
 from simulators.journal import Journal
 from simulators.outbox import Published
@@ -99,19 +99,8 @@ class RecorderSimulator(Stage):
                 "q_mvar": measured.branch_q_mvar,
                 "loading_percent": measured.loading_percent,
             }
-        if reports:
-            by_name = {report.device: report for report in reports}
-            ordered = [by_name[name] for name in self._device_names if name in by_name]
-            tables["devices"] = {
-                "time": tick.time,
-                "device": [r.device for r in ordered],
-                "p_mw": [r.p_mw for r in ordered],
-                "q_mvar": [r.q_mvar for r in ordered],
-                "e_mwh": [r.e_mwh for r in ordered],
-                "available_mw": [r.available_mw for r in ordered],
-                "curtailed_mw": [r.curtailed_mw for r in ordered],
-                "state": [r.obedience for r in ordered],
-            }
+        if devices := self._injections(tick, measured, reports):
+            tables["devices"] = devices
         if regions := _regions(tick, turns):
             tables["regions"] = regions
         if setpoints := self._setpoints(tick, published, receipts):
@@ -123,7 +112,27 @@ class RecorderSimulator(Stage):
         self.progress.turns, self.progress.measured = turns, measured
         self._on_step(self.progress)
 
+    def _injections(self, tick: Tick, measured: Measured, reports: Sequence[DeviceReport]) -> Rows | None:
+        """Rows of `devices`: everything that injects, so that a step's power flow can be repeated."""
+        by_name = {report.device: report for report in reports}
+        ordered = [by_name[name] for name in self._device_names if name in by_name]
+        loads = measured.load_p_mw
+        if not ordered and not loads:
+            return None
+        missing = [None] * len(loads)
+        return {
+            "time": tick.time,
+            "device": [*(r.device for r in ordered), *loads],
+            "p_mw": [*(r.p_mw for r in ordered), *loads.values()],
+            "q_mvar": [*(r.q_mvar for r in ordered), *measured.load_q_mvar.values()],
+            "e_mwh": [*(r.e_mwh for r in ordered), *missing],
+            "available_mw": [*(r.available_mw for r in ordered), *missing],
+            "curtailed_mw": [*(r.curtailed_mw for r in ordered), *missing],
+            "state": [*(r.obedience for r in ordered), *([Obedience.UNCONTROLLED] * len(loads))],
+        }
+
     def _steps(self, tick: Tick, measured: Measured, turns: tuple[Turn, ...], published: Published) -> Rows:
+        rows: list[tuple[str | None, str | None, float | None]]
         rows = [(turn.controller, turn.origin, turn.solve_ms) for turn in turns] or [(None, None, None)]
         return {
             "step": [tick.step] * len(rows),

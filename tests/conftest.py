@@ -25,4 +25,4 @@ async def mqtt_url() -> AsyncIterator[str]:
     try:
         yield broker.url
     finally:
-        await broker.__aexit__(None, None, None)
+        await broker.stop()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -45,26 +48,33 @@ async def test_it_carries_messages_and_says_how_to_watch(kind: Kind) -> None:
             assert await bus.arrived(5)
             assert bus.received()[0].payload == b"1"
             assert bus.counts["acknowledged"] == 1
-        pid, directory = broker.pid, Path(broker._directory.name)  # type: ignore[union-attr]
+        pid = broker.pid
         assert pid is not None
         assert os.getsid(pid) == pid  # the terminal's Ctrl-C does not reach it
-        assert directory.exists()
     assert broker.pid is None
-    assert not directory.exists()
 
 
-async def test_mosquitto_listens_on_one_address_only() -> None:
-    async with started("mosquitto") as broker:
-        listening = Path(f"/proc/{broker.pid}/net/tcp")
-        if not listening.exists():
-            pytest.skip("needs Linux's /proc")
-        port = f"{broker.port:04X}"
-        addresses = {
-            line.split()[1]
-            for line in listening.read_text().splitlines()[1:]
-            if line.split()[1].endswith(f":{port}") and line.split()[3] == "0A"
-        }
-        assert addresses == {f"0100007F:{port}"}
+async def test_it_leaves_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        async with started("mosquitto"):
+            assert os.listdir(name) == []  # not even if it is killed
+
+
+def listening(pid: int, port: int) -> set[str]:
+    """Local addresses on which a port is open, as the kernel writes them."""
+    lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    opened = {line.split()[1] for line in lines if line.split()[3] == "0A"}
+    return {address for address in opened if address.endswith(f":{port:04X}")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_it_listens_on_one_address_only(kind: Kind) -> None:
+    async with started(kind) as broker:
+        assert broker.pid is not None
+        assert listening(broker.pid, broker.port) == {f"0100007F:{broker.port:04X}"}
 
 
 async def test_it_comes_back_on_its_port() -> None:
@@ -79,7 +89,7 @@ async def test_it_comes_back_on_its_port() -> None:
 
 async def test_one_that_does_not_start_is_quoted() -> None:
     class Misconfigured(EmbeddedBroker):
-        def settings(self) -> str:
+        def settings(self, directory: Path) -> str:
             return "listener nonsense\n"
 
     started("mosquitto")
@@ -89,8 +99,8 @@ async def test_one_that_does_not_start_is_quoted() -> None:
 
 
 async def test_without_a_broker_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.shutil, "which", lambda *args, **kwargs: None)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(NoBroker, match=r"apt install mosquitto.*pip install 'gridpace\[broker\]'"):
         async with EmbeddedBroker():
             pytest.fail("it has started")

@@ -45,7 +45,7 @@ async def broker() -> AsyncIterator[EmbeddedBroker]:
     try:
         yield own
     finally:
-        await own.__aexit__(None, None, None)
+        await own.stop()
 
 
 async def collect(bus: MqttBus, number: int) -> dict[str, bytes]:
@@ -139,12 +139,11 @@ async def test_a_message_that_nobody_hears_is_noticed(mqtt_url: str, root: str) 
 
 async def test_what_the_acl_forbids_is_counted_as_refused(caplog: pytest.LogCaptureFixture) -> None:
     class Guarded(EmbeddedBroker):
-        def settings(self) -> str:
-            assert self._directory is not None
-            acl = Path(self._directory.name, "acl")
+        def settings(self, directory: Path) -> str:
+            acl = directory / "acl"
             acl.write_text("topic readwrite allowed/#\n")
             acl.chmod(0o644)
-            return super().settings() + f"acl_file {acl}\n"
+            return super().settings(directory) + f"acl_file {acl}\n"
 
     async with Guarded(prefer="mosquitto") as broker, MqttBus(broker.url, client_id="c") as bus:
         bus.subscribe("#")
@@ -165,8 +164,8 @@ async def test_what_the_acl_forbids_is_counted_as_refused(caplog: pytest.LogCapt
 
 async def test_a_packet_larger_than_the_broker_takes_does_not_end_the_connection() -> None:
     class Small(EmbeddedBroker):
-        def settings(self) -> str:
-            return super().settings().replace("max_packet_size 65536", "max_packet_size 1000")
+        def settings(self, directory: Path) -> str:
+            return super().settings(directory).replace("max_packet_size 65536", "max_packet_size 1000")
 
     async with Small(prefer="mosquitto") as broker, MqttBus(broker.url, client_id="c") as bus:
         bus.publish("a", bytes(1000))
@@ -213,7 +212,7 @@ async def test_subscriptions_are_renewed(broker: EmbeddedBroker) -> None:
         device.subscribe("late/#")
         device.publish("meanwhile/1", b"")
         async with MqttBus(broker.url, client_id="c") as bus:
-            bus.publish("late/1", b"", retain=True)  # whichever comes first, this or the subscription
+            bus.publish("late/1", b"1", retain=True)  # whichever comes first, this or the subscription
             assert await bus.flush(WAIT)
             assert set(await collect(device, 3)) == {"early/1", "meanwhile/1", "late/1"}
 
@@ -303,8 +302,8 @@ async def test_somebody_who_does_not_answer_is_given_up() -> None:
 
 async def test_a_password_is_sent_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:
     class Closed(EmbeddedBroker):
-        def settings(self) -> str:
-            return super().settings().replace("allow_anonymous true", "allow_anonymous false")
+        def settings(self, directory: Path) -> str:
+            return super().settings(directory).replace("allow_anonymous true", "allow_anonymous false")
 
     caplog.set_level(logging.DEBUG)
     async with Closed(prefer="mosquitto") as broker:
@@ -367,21 +366,21 @@ async def test_encrypted_for_whom_trusts_the_authority(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     await asyncio.to_thread(
         subprocess.run,
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-        + ["-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1"],
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
         check=True,
         capture_output=True,
     )
 
     class Encrypted(EmbeddedBroker):
-        def settings(self) -> str:
-            assert self._directory is not None
-            directory = Path(self._directory.name)
+        def settings(self, directory: Path) -> str:
             for source in (key, certificate):
                 Path(shutil.copy(source, directory)).chmod(0o644)
             names = f"keyfile {directory / key.name}\ncertfile {directory / certificate.name}\n"
-            return super().settings() + names
+            return super().settings(directory) + names
 
     async with Encrypted(prefer="mosquitto") as broker:
         url = broker.url.replace("mqtt://", "mqtts://")

@@ -51,7 +51,7 @@ class EqualRanges:
             the problem compiled once with W as its only parameter.
 
     Raises:
-        ValueError: no devices, or a weight that is not positive.
+        ValueError: no devices, a weight that is not positive, or a device that cannot hold Q = 0.
         Infeasible: (step) the background load alone breaks a limit.
         SolverFailed: (step, `form="lp"`) the solver had no answer.
     """
@@ -73,6 +73,11 @@ class EqualRanges:
         for name, weight in weights.items():
             if not weight > 0:
                 raise ValueError(f"equal ranges: device {name!r} has weight {weight}; give one above 0")
+            if self.site.devices[name].reactive(1.0):
+                raise ValueError(
+                    f"equal ranges: device {name!r} cannot hold Q = 0, which the method assumes; "
+                    "give it power_factor 1"
+                )
         if self.form not in ("closed", "lp"):
             raise ValueError(f"equal ranges: form {self.form!r} is neither 'closed' nor 'lp'")
         self._rows = AllowableRegion(self.site)
@@ -96,7 +101,7 @@ class EqualRanges:
             )
         t_u, t_l, row_u, row_l = ranges(self._use, W)
         if self.form == "lp":
-            t_u, t_l = self._export.solve(W), self._import.solve(W)
+            t_u, t_l = self._export.widest(W), self._import.widest(W)
         names = self._rows.names
         binding = f"export by {names[row_u]}, import by {names[row_l]}"
         return Decision(
@@ -153,7 +158,7 @@ class EqualRangeProgram:
             ],
         )
 
-    def solve(self, W: Array) -> float:
+    def widest(self, W: Array) -> float:
         """Common range per unit of weight [MW], for the room W of each row.
 
         Raises:
