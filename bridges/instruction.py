@@ -96,14 +96,6 @@ def to_region(sent: HalfSpaces) -> Region:
     rows = np.array(sent.A, dtype=float).reshape(-1, len(sent.axes))
     limits = np.array(sent.b, dtype=float)
     try:
-        region = Region(sent.axes, rows, limits)
+        return Region(sent.axes, rows, limits)
     except (ValueError, ControlError) as error:
         raise BadMessage(str(error)) from None
-    unit = np.allclose(np.linalg.norm(rows, axis=1), 1.0, rtol=0.0, atol=1e-12)
-    if unit and len(region.b) == len(limits):
-        # Rows of unit length come from a region. Scaling them again would move every third row by
-        # a last bit, and the limits would no longer equal those that the controller recorded.
-        for name, values in (("A", rows), ("b", limits)):
-            values.setflags(write=False)
-            object.__setattr__(region, name, values)
-    return region

@@ -67,7 +67,8 @@ def run(
         str | None, typer.Option(help="fast, scaled or live; short for --set clock.mode=...")
     ] = None,
     log_every: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="How often to log progress when not on a terminal.")
+        float,
+        typer.Option(metavar="SECONDS", min=0, help="Pause between progress lines off a terminal."),
     ] = 10.0,
     as_json: Json = False,
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -163,6 +164,7 @@ class _Session:
             branches=built.engine.branches,
             devices=tuple(site.devices),
             forecasts=scenario.record.forecasts,
+            in_thread=clock.paced,
             on_step=lambda progress: observer.step(progress, bus.counts),
         )
         self.stages: dict[str, Stage] = {
@@ -202,7 +204,8 @@ class _Session:
             result = Exit.BROKE, f"broke after {self.steps} of {planned} steps: {error}"
             if self.recorder.progress.tick is not None:
                 last = self.recorder.progress.tick.time
-            self._events.record(last, "broke", why=f"{type(error).__name__}: {error}")
+            trace = traceback.format_exc().splitlines()
+            self._events.record(last, "broke", why=f"{type(error).__name__}: {error}", trace=trace)
         finally:
             self._publisher.close()
             await self._publisher.flush(5.0)

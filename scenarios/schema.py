@@ -383,7 +383,9 @@ class Scenario(Part):
         try:
             _ = self.start + (self.steps + self.forecast.intervals) * self.every
         except OverflowError:
-            raise ValueError("steps times every leads beyond the year 9999; take fewer or shorter steps") from None
+            raise ValueError(
+                "steps times every leads beyond the year 9999; take fewer or shorter steps"
+            ) from None
         return self
 
 

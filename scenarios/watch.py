@@ -17,6 +17,7 @@ from scenarios.build import Built
 from scenarios.schema import Scenario
 from simulators.recorder import Progress as Recorded
 
+
 @cache
 def console() -> Console:
     """Where people read."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -51,6 +52,7 @@ class RecorderSimulator(Stage):
         branches: Sequence[str],
         devices: Sequence[str],
         forecasts: bool,
+        in_thread: bool = False,
         on_step: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         super().__init__(
@@ -59,6 +61,7 @@ class RecorderSimulator(Stage):
             gives=["done"],
         )
         self._journal, self._on_step, self._with_forecasts = journal, on_step, forecasts
+        self._in_thread = in_thread
         self._buses, self._bus_names = tuple(buses), pa.array(buses, pa.string())
         self._branch_names = pa.array(branches, pa.string())
         self._device_names = tuple(devices)
@@ -66,12 +69,16 @@ class RecorderSimulator(Stage):
         self._outstanding: dict[tuple[int, int, str], dict[str, Any]] = {}
         self.progress = Progress()
 
-    def work(self, time: int, given: dict[str, list[Any]]) -> None:
+    def work(self, time: int, given: dict[str, list[Any]]) -> Awaitable[Any] | None:
         (tick,), (measured,), (published,) = given["tick"], given["measured"], given["published"]
-        (turns,), (receipts,) = given["turns"], given["receipts"]
-        (forecast,) = given["forecast"]
-        self.record(tick, measured, forecast, turns, published, receipts, given.get("report", []))
+        (turns,), (receipts,), (forecast,) = given["turns"], given["receipts"], given["forecast"]
+        everything = (tick, measured, forecast, turns, published, receipts, given.get("report", []))
         self.out["recorder"] = {"done": tick.step}
+        if self._in_thread:
+            # Sealing a long journal takes a fraction of a second, in which MQTT must go on.
+            return asyncio.to_thread(self.record, *everything)
+        self.record(*everything)
+        return None
 
     def record(
         self,

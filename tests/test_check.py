@@ -132,7 +132,12 @@ def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("[1, 2", "no YAML"), ("- 1", "mapping"), ("extends: nobody\n", "ieee33-quick"), ("extends: me.yaml", "circle")],
+    [
+        ("[1, 2", "no YAML"),
+        ("- 1", "mapping"),
+        ("extends: nobody\n", "ieee33-quick"),
+        ("extends: me.yaml", "circle"),
+    ],
 )
 def test_unreadable_files_say_why(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "me.yaml"
@@ -164,7 +169,13 @@ def test_an_extended_scenario_finds_its_files_from_elsewhere(tmp_path: Path) -> 
 def test_changes_enter_maps_and_lists() -> None:
     draft = load(
         "ieee33-quick",
-        ["devices.pv6.s_mva=2.5", "devices.1.weight=3", "bus.kind=mqtt", "bus.url=mqtt://127.0.0.1:1", "steps=4"],
+        [
+            "devices.pv6.s_mva=2.5",
+            "devices.1.weight=3",
+            "bus.kind=mqtt",
+            "bus.url=mqtt://127.0.0.1:1",
+            "steps=4",
+        ],
     )
     scenario = validate(draft)
     assert scenario.devices[0].model_dump()["s_mva"] == 2.5

@@ -29,7 +29,7 @@ SCENARIO: dict[str, Any] = {
     "name": "two-devices",
     "seed": 7,
     "steps": 4,
-    "clock": {"mode": "fast"},
+    "clock": {"mode": "live"},
     "devices": [{"name": "pv1", "kind": "pv-inverter"}, {"name": "bat1", "kind": "battery"}],
     "bus": {"kind": "mqtt", "url": "mqtts://operator:s3cr3t@broker.example:8883"},
 }
@@ -147,7 +147,7 @@ def test_the_manifest_says_what_runs_before_it_ends(tmp_path: Path) -> None:
     assert written["finished_at"] is None
     assert written["started_at"] == "2026-06-21T10:15:02.345678Z"
     assert written["seeds"] == {"scenario": 7}
-    assert written["clock"] == "fast"
+    assert written["clock"] == "live"
     assert written["sources"] == list(SOURCES)
     assert written["versions"]["numpy"] == np.__version__
     assert {"gridpace", "python", "mosaik", "pandapower", "cvxpy", "clarabel", "aiomqtt", "pyarrow"} <= set(
@@ -255,7 +255,7 @@ def test_the_figures_of_a_run(tmp_path: Path) -> None:
     found = summary(finished(tmp_path).path)
     assert (found.steps_done, found.steps_planned, found.every_s) == (4, 4, 1800.0)
     assert (found.first, found.last) == (START, START + 3 * EVERY)
-    assert (found.exit_status, found.clock) == (1, "fast")
+    assert (found.exit_status, found.clock) == (1, "live")
     pv, battery = found.energy
     assert (pv.name, pv.kind, battery.kind) == ("pv1", "pv-inverter", "battery")
     assert (pv.generated_mwh, pv.consumed_mwh, pv.curtailed_mwh) == (4.0, 0.0, 1.0)
@@ -297,7 +297,7 @@ def test_the_report_fits_and_says_it_all(tmp_path: Path) -> None:
     for said in (
         "two-devices",
         "2026-06-21 00:00:00 UTC to 2026-06-21 01:30:00 UTC, every 1800 s",
-        "4 of 4, clock fast",
+        "4 of 4, clock live",
         "an expectation did not hold (exit status 1)",
         "3 optimal, 1 held",
         "2 broker-down, 1 solver-failed",
@@ -369,7 +369,7 @@ def test_a_killed_run_is_reported_and_says_so(tmp_path: Path) -> None:
     assert (found.steps_done, found.exit_status) == (3, None)
     assert found.energy[0].generated_mwh == 3.0
     text = printed(directory)
-    assert "3 of 4, clock fast" in text
+    assert "3 of 4, clock live" in text
     assert "killed" in text
     journal.close()
 
@@ -395,3 +395,12 @@ def test_a_folder_that_is_no_run_says_what_to_do(tmp_path: Path) -> None:
     (directory.path / "manifest.json").write_text('{"name": "x"}')
     with pytest.raises(NotARun, match="no manifest of a run"):
         summary(directory.path)
+
+
+def test_an_unpaced_run_has_no_measured_answers(tmp_path: Path) -> None:
+    run = finished(tmp_path).path
+    assert "ack_ms" in {spread.what for spread in summary(run).durations}
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["clock"] = "fast"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert "ack_ms" not in {spread.what for spread in summary(run).durations}

@@ -116,7 +116,9 @@ def test_a_decision_acts_one_step_later_and_not_before(quick: Result) -> None:
     applied = setpoints[setpoints.outcome == "applied"]
     assert len(applied) == 6 * 11
     assert (applied.applied_at - applied.issued_at == step[0]).all()
-    assert (frame(quick, "devices").groupby("device").state.first().filter(regex="^(pv|bat|wind)") == "init").all()
+    assert (
+        frame(quick, "devices").groupby("device").state.first().filter(regex="^(pv|bat|wind)") == "init"
+    ).all()
 
 
 def test_no_forecast_reaches_back_and_its_spread_grows(quick: Result) -> None:
@@ -127,7 +129,9 @@ def test_no_forecast_reaches_back_and_its_spread_grows(quick: Result) -> None:
     assert spread.is_monotonic_increasing
 
 
-async def test_equal_scenarios_leave_equal_bytes_and_other_seeds_do_not(quick: Result, tmp_path: Path) -> None:
+async def test_equal_scenarios_leave_equal_bytes_and_other_seeds_do_not(
+    quick: Result, tmp_path: Path
+) -> None:
     again, other = await do("ieee33-quick", tmp_path), await do("ieee33-quick", tmp_path, "seed=8")
     for table in COLUMNS:
         if table != "steps":
@@ -273,7 +277,9 @@ async def test_infeasible_controllers_leave_devices_to_their_last_envelope_then_
         "        return super().step(observation)\n"
     )
     scenario = tmp_path / "moody.yaml"
-    scenario.write_text("extends: ieee33-quick\nname: moody\ncontrollers: [{name: dso, uses: 'moody.py:Moody'}]\n")
+    scenario.write_text(
+        "extends: ieee33-quick\nname: moody\ncontrollers: [{name: dso, uses: 'moody.py:Moody'}]\n"
+    )
     result = await do(scenario, tmp_path / "out", "expect=[]")
     steps = frame(result, "steps")
     # Said until 11:15, acting from 11:20, valid for ten minutes: held at 11:20, default from 11:25 on.

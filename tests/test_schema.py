@@ -79,7 +79,9 @@ def test_lengths_of_time_survive_a_round_trip(microseconds: int) -> None:
     assert duration(spell(length)) == length
 
 
-@pytest.mark.parametrize("text", ["5", "min", "5 minutos", "-5min", "5min or so", "", "nan s", "1e3s", "5min;"])
+@pytest.mark.parametrize(
+    "text", ["5", "min", "5 minutos", "-5min", "5min or so", "", "nan s", "1e3s", "5min;"]
+)
 def test_other_texts_are_no_length_of_time(text: str) -> None:
     with pytest.raises(ValueError, match="length of time"):
         duration(text)
