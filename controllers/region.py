@@ -55,14 +55,20 @@ class Region:
             )
         if not (np.isfinite(A).all() and np.isfinite(b).all()):
             raise ValueError(f"region over {self.axes}: a coefficient or limit is not finite")
-        length = np.linalg.norm(A, axis=1)
-        empty = length < 1e-12
-        if (b[empty] < -TOLERANCE).any():
-            raise Infeasible(f"region over {self.axes}: a row reads 0 <= {b[empty].min():g}")
-        A, b, length = A[~empty], b[~empty], length[~empty]
+        length = np.sqrt((A * A).sum(axis=1))
+        if length.min(initial=1.0) < 1e-12:
+            empty = length < 1e-12
+            if (b[empty] < -TOLERANCE).any():
+                raise Infeasible(f"region over {self.axes}: a row reads 0 <= {b[empty].min():g}")
+            A, b, length = A[~empty], b[~empty], length[~empty]
         # A row that has unit length already keeps its last bits: scaling twice is scaling once.
-        length[np.abs(length - 1) < 1e-12] = 1.0
-        A, b = A / length[:, None], b / length
+        scaled = np.abs(length - 1) >= 1e-12
+        if scaled.any():
+            length[~scaled] = 1.0
+            A, b = A / length[:, None], b / length
+        self._keep(A, b)
+
+    def _keep(self, A: Array, b: Array) -> None:
         A.setflags(write=False)
         b.setflags(write=False)
         object.__setattr__(self, "A", A)
@@ -91,11 +97,12 @@ class Region:
 
     def __and__(self, other: Region) -> Region:
         """The points of both regions; the other's axes are aligned by name."""
-        return Region(
-            self.axes,
-            np.vstack([self.A, other._aligned(self.axes)]),
-            np.concatenate([self.b, other.b]),
-        )
+        # Rows of regions are checked and scaled: going through the constructor again, several times a
+        # device and step, would cost more than all the rest of a device.
+        both = object.__new__(Region)
+        object.__setattr__(both, "axes", self.axes)
+        both._keep(np.concatenate((self.A, other._aligned(self.axes))), np.concatenate((self.b, other.b)))
+        return both
 
     def support(self, direction: Point) -> float:
         """`max d.x` over the region; infinite if it has no end in that direction.
@@ -179,6 +186,8 @@ class Region:
         return np.asarray(x, dtype=float)
 
     def _aligned(self, axes: tuple[str, ...]) -> Array:
+        if axes == self.axes:
+            return self.A
         if set(axes) != set(self.axes):
             raise ValueError(f"regions over {axes} and {self.axes} do not share their axes")
         return self.A[:, [self.axes.index(axis) for axis in axes]]

@@ -90,6 +90,8 @@ def run(
         _fail(2, f"scenario {scenario.name}: bus: {error}")
     except OSError as error:
         _fail(2, f"cannot write to {out}: {error}")
+    except KeyboardInterrupt:  # before the first step; afterwards it ends the run in good order
+        _fail(130, "interrupted before the first step; nothing was run")
     if as_json:
         typer.echo(json.dumps(summary(result.directory).as_dict(), indent=2))
     else:

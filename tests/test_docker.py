@@ -9,6 +9,7 @@ import subprocess
 import threading
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_no_port_is_published_beyond_loopback() -> None:
 def test_the_command_of_the_composition_is_one_that_gridpace_takes() -> None:
     arguments = COMPOSE["services"]["gridpace"]["command"]
     parse(arguments)
-    changes = [value for flag, value in zip(arguments, arguments[1:], strict=False) if flag == "--set"]
+    changes = [value for flag, value in pairwise(arguments) if flag == "--set"]
     bus = validate(load(arguments[1], changes)).bus
     assert bus.kind == "mqtt"
     host, _, port = bus.url.removeprefix("mqtt://").partition(":")
@@ -124,7 +125,7 @@ def broker_output(tmp_path: Path) -> Iterator[list[str]]:
         re.sub(r"(?m)^listener 1883$", f"listener {_free_port('127.0.0.1')} 127.0.0.1", CONF)
     )
     process = subprocess.Popen(
-        [MOSQUITTO, "-c", str(tmp_path / "m.conf")],
+        [MOSQUITTO, "-v", "-c", str(tmp_path / "m.conf")],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

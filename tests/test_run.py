@@ -116,6 +116,8 @@ def test_a_decision_acts_one_step_later_and_not_before(quick: Result) -> None:
     applied = setpoints[setpoints.outcome == "applied"]
     assert len(applied) == 6 * 11
     assert (applied.applied_at - applied.issued_at == step[0]).all()
+    assert setpoints.sent_at.notna().all()
+    assert setpoints.acked_at.isna().all()  # nobody answered over the bus
     assert (
         frame(quick, "devices").groupby("device").state.first().filter(regex="^(pv|bat|wind)") == "init"
     ).all()

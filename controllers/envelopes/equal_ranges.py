@@ -15,8 +15,10 @@ Source: seed 004, appendix, models (A7) (export) and (A8) (import). Implements (
 
 Where this differs from the source: the sum of the rows' positive (negative) parts is taken, which
 is the worst corner of the box, instead of the all-upper (all-lower) corner; the two agree when
-every row has one sign, as LinDistFlow voltage rows have on a radial grid. The import model's
-limits are negative numbers here (injection is positive), so its minimum is `-t_l * gamma`.
+every row has one sign, as LinDistFlow rows have on a radial grid without shunts. Where line
+charging gives a row both signs, exports and imports together can take more of it than either alone;
+then both ranges shrink by one factor. The import model's limits are negative numbers here (injection
+is positive), so its minimum is `-t_l * gamma`.
 """
 
 from __future__ import annotations
@@ -104,6 +106,10 @@ class EqualRanges:
             t_u, t_l = self._export.widest(W), self._import.widest(W)
         names = self._rows.names
         binding = f"export by {names[row_u]}, import by {names[row_l]}"
+        share, row = together(self._use, W, t_u, t_l)
+        if share < 1:
+            t_u, t_l = share * t_u, share * t_l
+            binding += f", together by {names[row]}"
         return Decision(
             time=observation.time,
             origin=Origin.OPTIMAL,
@@ -135,6 +141,23 @@ def ranges(use: Array, W: Array) -> tuple[float, float, int, int]:
     if not np.isfinite([t_u, t_l]).all():
         raise Infeasible("no limit of the network bounds the devices' powers; give one a rating")
     return t_u, t_l, row_u, row_l
+
+
+def together(use: Array, W: Array, t_u: float, t_l: float) -> tuple[float, int]:
+    """Factor, at most 1, at which all devices may use both ranges in any combination.
+
+    Args:
+        use, W: as in `ranges`.
+        t_u, t_l: common ranges that are safe one at a time.
+
+    Returns:
+        the factor, and the index of the row with the least room.
+    """
+    taken = np.array([t_u, t_l]) @ use
+    # A row of one sign is taken whole by its own range; rounding must not shrink it.
+    room = np.divide(W, taken, out=np.ones_like(W), where=taken > W * (1 + 1e-12))
+    row = int(np.argmin(room))
+    return float(room[row]), row
 
 
 class EqualRangeProgram:
