@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("controllers", "simulators", "bridges", "scenarios")
-FILES = {str(path.relative_to(ROOT)): path for package in PACKAGES for path in ROOT.glob(f"{package}/**/*.py")}
+FILES = {
+    str(path.relative_to(ROOT)): path for package in PACKAGES for path in ROOT.glob(f"{package}/**/*.py")
+}
 
 KNOWS = {
     "controllers": {"controllers"},
@@ -43,7 +45,19 @@ ONLY_IN = {
 
 PURE = {"numpy", "scipy", "cvxpy", "clarabel", "highspy"}
 """What `controllers` may import beside itself and the part of the standard library that only computes."""
-IMPURE = {"asyncio", "io", "os", "pathlib", "random", "socket", "subprocess", "sys", "tempfile", "threading", "time"}
+IMPURE = {
+    "asyncio",
+    "io",
+    "os",
+    "pathlib",
+    "random",
+    "socket",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "threading",
+    "time",
+}
 
 SHAPELESS = {"core", "common", "util", "utils", "base", "manager", "managers", "helper", "helpers"}
 """Names that say nothing."""
@@ -98,7 +112,6 @@ def test_a_file_knows_only_what_the_picture_lets_it(path: str) -> None:
     if package == "controllers" and path != "controllers/solve.py":
         assert not solver_named(tree), f"{path} solves by itself; call controllers.solve"
     assert not words(tree, path) & SHAPELESS, f"{path}: {words(tree, path) & SHAPELESS} says nothing"
-
 
 
 def test_the_picture_is_of_files_that_exist() -> None:

@@ -155,7 +155,9 @@ def test_no_point_of_the_region_is_nearer(seed: int, p: float, q: float) -> None
 
 @STEADY
 @given(st.floats(-2, 2), st.floats(0, 2), real, real, st.floats(-1, 1))
-def test_the_nearest_point_of_a_flat_region(low: float, width: float, p: float, q: float, slope: float) -> None:
+def test_the_nearest_point_of_a_flat_region(
+    low: float, width: float, p: float, q: float, slope: float
+) -> None:
     on_axis = Region.box(p_mw=(low, low + width), q_mvar=(0, 0))
     assert on_axis.nearest([p, q]) == pytest.approx([min(max(p, low), low + width), 0.0], abs=1e-9)
     line = Region(PQ, np.array([[-slope, 1.0], [slope, -1.0]]), np.zeros(2))
@@ -286,3 +288,11 @@ def test_nobody_can_change_a_region() -> None:
             values[0] = 0.0
     with pytest.raises(AttributeError):
         region.b = np.zeros(2)  # type: ignore[misc]
+
+
+@STEADY
+@given(seeds)
+def test_a_region_told_again_is_the_same_to_the_last_bit(seed: int) -> None:
+    region, _ = polygon(seed)
+    again = Region(region.axes, region.A, region.b)
+    assert (again.A.tobytes(), again.b.tobytes()) == (region.A.tobytes(), region.b.tobytes())
