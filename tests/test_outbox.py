@@ -1,4 +1,4 @@
-"""What leaves and what comes back: outbox, outlet and recorder together, on a bus in memory and a real one."""
+"""What leaves and what comes back: outbox, outlet and recorder, on a bus in memory and a real one."""
 
 from __future__ import annotations
 

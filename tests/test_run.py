@@ -21,7 +21,8 @@ from simulators.tables import MEASURED
 from tests.running import FakeTime, do
 
 COLUMNS = {  # the contract of the run directory, written out
-    "steps": "step time planned_at started_at lateness_ms solve_ms power_flow_ms publish_ms controller origin",
+    "steps": "step time planned_at started_at lateness_ms solve_ms power_flow_ms publish_ms "
+    "controller origin",
     "buses": "time bus v_pu",
     "branches": "time branch p_mw q_mvar loading_percent",
     "devices": "time device p_mw q_mvar e_mwh available_mw curtailed_mw state",

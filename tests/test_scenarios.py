@@ -1,0 +1,72 @@
+"""Every packaged scenario runs, holds, and gives the figures that are stored beside this file.
+
+After a change that is meant to move them: `python -m tests.test_scenarios` writes them anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scenarios.load import packaged
+from scenarios.report import summary
+from scenarios.run import Exit, Result
+from tests.running import do
+
+STORED = Path(__file__).parent / "summaries"
+
+
+def figures(result: Result) -> dict[str, Any]:
+    """What a run's report says that does not depend on the machine."""
+    found = summary(result.directory)
+    extremes = {
+        "least_v_pu": found.least_v_pu,
+        "greatest_v_pu": found.greatest_v_pu,
+        "greatest_loading_percent": found.greatest_loading_percent,
+    }
+    return {
+        "steps": found.steps_done,
+        "decisions": found.decisions,
+        "setpoints": found.setpoints,
+        "energy": {e.name: asdict(e) for e in found.energy},
+        **{k: {"name": e.name, "time": f"{e.time}", "value": e.value} for k, e in extremes.items() if e},
+        "verdicts": {v.required: v.held for v in found.verdicts},
+    }
+
+
+def close(a: Any, b: Any) -> bool:
+    """Equal, with numbers to 1e-6: other versions of the numerical libraries move the last digits."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
+    if isinstance(a, float) and isinstance(b, float):
+        return a == pytest.approx(b, abs=1e-6, rel=1e-6)
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("name", list(packaged()))
+async def test_a_scenario_holds_with_its_stored_figures(name: str, tmp_path: Path) -> None:
+    result = await do(name, tmp_path)
+    assert result.exit is Exit.HELD, result.why
+    stored = json.loads((STORED / f"{name}.json").read_text())
+    found = json.loads(json.dumps(figures(result)))
+    assert found.keys() == stored.keys()
+    for key, value in stored.items():
+        assert close(found[key], value), key
+
+
+def main() -> None:
+    STORED.mkdir(exist_ok=True)
+    for name in packaged():
+        with tempfile.TemporaryDirectory() as folder:
+            found = figures(asyncio.run(do(name, Path(folder))))
+        (STORED / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
