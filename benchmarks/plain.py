@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pandapower as pp
 
 from controllers.contract import Instruction
-from controllers.envelopes import AllowableRegion
+from controllers.envelopes.allowable import AllowableRegion
+from controllers.envelopes.equal_ranges import together
 from controllers.region import Region
 from scenarios.build import Built
 from scenarios.grids import load_grid
@@ -79,6 +80,7 @@ def run_plain(draft: Draft, built: Built, steps: int) -> Trace:
     sgens = [pp.create_sgen(net, bus, p_mw=0.0) for bus in at]
     rows = AllowableRegion(site)
     gamma = np.array([device.weight for device in site.devices.values()])
+    use = np.stack([np.maximum(rows.A, 0) @ gamma, np.maximum(-rows.A, 0) @ gamma])
     twins = {name: DeviceTwin(device) for name, device in site.devices.items()}
     names = [name for d in built.driven for name in d.process.names]
     rating = np.concatenate([d.rating_mw for d in built.driven])
@@ -107,6 +109,8 @@ def run_plain(draft: Draft, built: Built, steps: int) -> Trace:
 
         room = rows.W(*rows.background(dict(zip(names, coming.tolist(), strict=True))))
         t_u, t_l = (rebuilt_range(rows.A, gamma, room, sign) for sign in (1.0, -1.0))
+        share, _ = together(use, room, t_u, t_l)
+        t_u, t_l = share * t_u, share * t_l
         trace.limits.append((t_u, t_l))
         acts_at = now + scenario.every
         instructions = [

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import paho.mqtt.client as paho
 from rich.console import Console
@@ -101,6 +102,7 @@ def scenario_of(engine: str, steps: int, *changes: str) -> tuple[Draft, Scenario
 
 @contextmanager
 def _watched(watch: Stopwatch) -> Iterator[None]:
+    owner: Any
     with ExitStack() as stack:
         for owner, method, label in (
             (ProfilesSimulator, "work", "profiles"),
@@ -241,9 +243,8 @@ def main() -> None:
     runs, plain = measure(given.engine, given.steps, given.repeat, given.plain)
     console = Console()
     console.print(table(runs, plain))
-    load_now = os.getloadavg()[0]
     console.print(
-        f"load of the machine {before:.1f} at the beginning, {load_now:.1f} at the end, {os.cpu_count()} cores"
+        f"load of the machine: {before:.1f} before, {os.getloadavg()[0]:.1f} after, {os.cpu_count()} cores"
     )
 
 

@@ -70,7 +70,7 @@ async def open_bus(
                 yield bus
         case EmbeddedBusPart():
             async with EmbeddedBroker(prefer=part.broker) as broker:
-                say(broker.hint)
+                say(f"broker: {broker.kind} at {broker.url}; listen with: {broker.hint}")
                 async with MqttBus(
                     broker.url,
                     client_id=f"gridpace-{run}",

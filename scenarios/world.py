@@ -86,7 +86,9 @@ class World:
                 with warnings.catch_warnings():
                     # mosaik only warns where a value is missing; here that is a mistake of the wiring.
                     warnings.filterwarnings("error", category=UserWarning, module=r"mosaik\.")
-                    await world.run(until=steps)
+                    # Nobody runs ahead: each tick waits for the recorder, and the recorder for all. So
+                    # mosaik need not let everybody wait for his successors, which costs a quarter more.
+                    await world.run(until=steps, lazy_stepping=False)
             finally:
                 await _cancel_runners()
             last = {name: runner.last_step.time for name, runner in world.compile(use_cache=True).items()}

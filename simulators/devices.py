@@ -76,7 +76,8 @@ class DeviceTwin:
 
     def receive(self, instruction: Instruction, now: datetime) -> Receipt:
         """Take an instruction unless it is old or expired."""
-        last = self._coming or self._current
+        begun = self._begun(now)
+        last = self._coming or begun
         newer = last is None or (instruction.epoch, instruction.seq) > (last.epoch, last.seq)
         if now >= instruction.valid_until:
             outcome = Outcome.EXPIRED

@@ -75,7 +75,7 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def solver_named(tree: ast.AST) -> list[str]:
-    """Where a file names a solver or solves by itself; `linalg.solve` and a power flow's `solve` are neither."""
+    """Where a file names a solver or solves by itself; `linalg.solve` and `power_flow.solve` are neither."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute | ast.Name):
@@ -123,6 +123,8 @@ def test_the_picture_is_of_files_that_exist() -> None:
 def test_the_readers_see_what_they_look_for() -> None:
     source = "def f():\n    from pandapower.auxiliary import x\nimport os.path as p\nfrom . import y"
     assert imported(ast.parse(source)) == {"pandapower.auxiliary", "os.path", "."}
-    source = "problem.solve(solver=cp.CLARABEL)\nnp.linalg.solve(A, b)\nsite.power_flow.solve(p, q)\nsolve(problem)"
+    source = (
+        "problem.solve(solver=cp.CLARABEL)\nnp.linalg.solve(A, b)\npower_flow.solve(p, q)\nsolve(problem)"
+    )
     assert sorted(solver_named(ast.parse(source))) == ["1: CLARABEL", "1: problem.solve(...)", "1: solver="]
     assert words(ast.parse("class DpiccManager: ..."), "a/core.py") & SHAPELESS == {"manager", "core"}

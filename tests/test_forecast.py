@@ -14,14 +14,14 @@ STEP = timedelta(minutes=5)
 
 
 def test_each_interval_has_its_instant_and_its_values() -> None:
-    forecast = Forecast(NOON, STEP, ("sun", "home"), [[1.0, -0.5], [2.0, -0.25]], np.zeros((2, 2)))
+    forecast = Forecast(NOON, STEP, ("sun", "home"), np.array([[1.0, -0.5], [2.0, -0.25]]), np.zeros((2, 2)))
     assert forecast.times == (NOON + STEP, NOON + 2 * STEP)
     assert forecast.at(0) == {"sun": 1.0, "home": -0.5}
     assert forecast.at(1) == {"sun": 2.0, "home": -0.25}
 
 
 def test_nothing_is_known_outside_the_intervals() -> None:
-    forecast = Forecast(NOON, STEP, ("sun",), [[1.0]], [[0.1]])
+    forecast = Forecast(NOON, STEP, ("sun",), np.array([[1.0]]), np.array([[0.1]]))
     assert forecast.at(1) == {}
     assert forecast.at(-1) == {}
 

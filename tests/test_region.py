@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import cvxpy as cp
+from typing import Any
+
+import cvxpy
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -14,6 +16,7 @@ from scipy.spatial import ConvexHull, HalfspaceIntersection
 from controllers import Infeasible, Region
 
 Array = npt.NDArray[np.float64]
+cp: Any = cvxpy
 PQ = ("p_mw", "q_mvar")
 STEADY = settings(derandomize=True, deadline=None, max_examples=60)
 
@@ -96,7 +99,7 @@ def test_support_is_reached_at_a_vertex(seed: int, p: float, q: float) -> None:
 def test_support_is_another_solvers(seed: int, n: int) -> None:
     region = around_zero(seed, n)
     d = np.random.default_rng(seed + 1).normal(size=n)
-    other = linprog(-d, A_ub=region.A, b_ub=region.b, bounds=(None, None), method="highs-ds")
+    other: Any = linprog(-d, A_ub=region.A, b_ub=region.b, bounds=(None, None), method="highs-ds")
     assert region.support(d) == pytest.approx(-other.fun, abs=1e-7)
     assert region.support(dict(zip(region.axes, d, strict=True))) == region.support(d)
 
@@ -105,7 +108,7 @@ def test_a_region_without_end() -> None:
     right = Region(PQ, np.array([[-1.0, 0.0]]), np.array([-1.0]))  # p >= 1
     assert right.support([1, 0]) == np.inf
     assert right.support([0, -1]) == np.inf
-    assert right.limits("p_mw") == (pytest.approx(1.0), np.inf)
+    assert right.limits("p_mw") == pytest.approx((1.0, np.inf))
     everything = Region(PQ, np.zeros((0, 2)), np.zeros(0))
     assert everything.support([1, 1]) == np.inf
     assert (1e9, -1e9) in everything
@@ -259,7 +262,7 @@ def test_rows_without_coefficients() -> None:
     kept = Region(PQ, np.array([[0.0, 0.0], [2.0, 0.0]]), np.array([0.5, 1.0]))
     assert kept.A.tolist() == [[1.0, 0.0]]
     assert kept.b.tolist() == [0.5]
-    with pytest.raises(Infeasible, match="0 <= -0.5"):
+    with pytest.raises(Infeasible, match=r"0 <= -0\.5"):
         Region(PQ, np.zeros((1, 2)), np.array([-0.5]))
 
 

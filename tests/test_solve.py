@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import cvxpy as cp
+import cvxpy
 import numpy as np
 import pytest
 from scipy.optimize import linprog
@@ -13,6 +13,7 @@ from scipy.optimize import linprog
 from controllers import Infeasible, SolverFailed
 from controllers.solve import maximum, solve
 
+cp: Any = cvxpy
 BOX = np.vstack([np.eye(2), -np.eye(2)])
 
 
@@ -38,7 +39,7 @@ def test_an_objective_without_end_is_infeasible() -> None:
 def test_running_out_of_time_is_a_failure() -> None:
     x = cp.Variable(50)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - 1)), [x >= 2])
-    with pytest.raises(SolverFailed, match="user_limit.*1e-09 s"):
+    with pytest.raises(SolverFailed, match=r"user_limit.*1e-09 s"):
         solve(problem, time_limit_s=1e-9)
     assert solve(problem) == pytest.approx(50.0, abs=1e-5)  # the same problem, given time
 
@@ -79,7 +80,7 @@ def test_maximum_against_another_solver() -> None:
         A = np.vstack([rng.normal(size=(rows, n)), np.eye(n), -np.eye(n)])
         b = np.concatenate([rng.uniform(0.1, 2, rows), np.full(2 * n, 5.0)])
         c = rng.normal(size=n)
-        other = linprog(-c, A_ub=A, b_ub=b, bounds=(None, None), method="highs-ipm")
+        other: Any = linprog(-c, A_ub=A, b_ub=b, bounds=(None, None), method="highs-ipm")
         assert maximum(c, A, b) == pytest.approx(-other.fun, abs=1e-7)
 
 

@@ -66,6 +66,8 @@ class AllowableRegion:
         v_p, v_q = network.v2_per_mw @ at, network.v2_per_mvar @ at
         self.A = np.vstack([v_p, -v_p, edges(network.p_per_mw, network.q_per_mw)])
         self.B = np.vstack([v_q, -v_q, edges(network.p_per_mvar, network.q_per_mvar)])
+        # rows that no device can influence
+        self._dead = (np.abs(self.A) + np.abs(self.B)).max(axis=1, initial=0.0) < 1e-12
         self.names = (
             *(f"upper voltage at bus {bus}" for bus in network.buses),
             *(f"lower voltage at bus {bus}" for bus in network.buses),
@@ -98,8 +100,7 @@ class AllowableRegion:
         room = self._allowed_mva - self._cos * flow_p - self._sin * flow_q
         low, high = limits.v_pu
         W = np.concatenate([high**2 - v2, v2 - low**2, room.ravel()])
-        dead = (np.abs(self.A) + np.abs(self.B)).max(axis=1, initial=0.0) < 1e-12
-        broken = np.flatnonzero(dead & (W < -1e-9))
+        broken = np.flatnonzero(self._dead & (W < -1e-9))
         if len(broken):
             row = int(broken[np.argmin(W[broken])])
             raise Infeasible(

@@ -1,7 +1,7 @@
 """NoExport: no power flows back through the substation, whatever sun and wind do.
 
-For a feeder whose reverse-power relay must not trip: the devices together may inject what the loads
-are sure to consume, less a margin. Losses are not counted; they only add to what is imported.
+For a feeder whose reverse-power relay must not trip: the devices together may inject what the loads are
+sure to consume, less a margin. Losses are not counted; they only add to what is imported.
 """
 
 from __future__ import annotations
@@ -14,25 +14,12 @@ from controllers import Decision, Infeasible, Observation, Origin, Region, Site
 @dataclass
 class NoExport:
     """Shares out what the loads will surely consume in the coming step, in proportion to what each
-    device is expected to inject.
+    device is expected to inject. Keeps an import of `margin_mw`, if no load turns out lower than
+    `sigmas` standard deviations below its forecast."""
 
-    Args:
-        site: network, devices and limits.
-        margin_mw: import that is kept.
-        sigmas: how many standard deviations below its forecast a load may turn out.
-
-    Raises:
-        ValueError: a margin or a number of deviations below zero.
-        Infeasible: (step) the loads may consume less than the margin.
-    """
-
-    site: Site
+    site: Site  # network, limits, devices and loads; given once, when the scenario is built
     margin_mw: float = 0.0
     sigmas: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.margin_mw < 0 or self.sigmas < 0:
-            raise ValueError(f"margin_mw {self.margin_mw} and sigmas {self.sigmas} must not be negative")
 
     def step(self, observation: Observation) -> Decision:
         forecast, known = observation.forecast, {}
