@@ -304,6 +304,8 @@ class GeneratorPart(DevicePart):
     def _check(self) -> GeneratorPart:
         if self.p_min_mw > self.p_mw:
             raise ValueError(f"p_min_mw {self.p_min_mw:g} is more than p_mw {self.p_mw:g}")
+        if self.s_mva is not None and self.p_min_mw > self.s_mva:
+            raise ValueError(f"p_min_mw {self.p_min_mw:g} is more than s_mva {self.s_mva:g}")
         return self
 
 

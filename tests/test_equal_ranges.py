@@ -370,3 +370,19 @@ def test_loads_that_nobody_forecast_are_nominal() -> None:
     assert p[row] - nominal_p[row] == pytest.approx(-0.5 - load.p_mw)
     assert q[row] - nominal_q[row] == pytest.approx(load.q_mvar * (-0.5 / load.p_mw - 1))
     assert np.count_nonzero(p != nominal_p) == 1
+
+
+def test_ranges_for_several_steps_are_those_of_the_least_room() -> None:
+    site = random_site(4)
+    scales = (0.9, 0.3, 1.2)
+    mean = np.array([[load.p_mw * scale for load in site.loads.values()] for scale in scales])
+    forecast = Forecast(NOON, STEP, tuple(site.loads), mean, np.zeros_like(mean))
+    ahead = Observation(time=NOON, forecast=forecast)
+    alone = [by_device(EqualRanges(site).step(seen(site, scale))) for scale in scales]
+    least = {n: (max(a[n][0] for a in alone), min(a[n][1] for a in alone)) for n in site.devices}
+    for count in (3, 9):  # no more than are forecast
+        for name, limits in by_device(EqualRanges(site, intervals=count).step(ahead)).items():
+            assert limits == pytest.approx(least[name])
+    assert by_device(EqualRanges(site).step(ahead)) == alone[0] != least
+    with pytest.raises(ValueError, match="at least 1"):
+        EqualRanges(site, intervals=0)

@@ -43,14 +43,17 @@ Array = npt.NDArray[np.float64]
 class EqualRanges:
     """P-E: the widest box `-gamma t_l <= P <= gamma t_u`, Q = 0, that the network allows jointly.
 
-    The background load of the coming step is taken from the forecast's mean. The guarantee holds
-    in the linear model and while the devices inject no reactive power; the AC power flow may
-    differ (LinDistFlow overestimates voltages).
+    The background load of the coming step is the forecast's mean; of several steps, the one that
+    leaves each row the least room counts. The guarantee holds in the linear model and while the
+    devices inject no reactive power; the AC power flow may differ (LinDistFlow overestimates
+    voltages).
 
     Args:
         site: network, devices and limits.
         form: `closed` is the closed form; `lp` solves the printed linear programs by Clarabel,
             the problem compiled once with W as its only parameter.
+        intervals: how many of the coming steps the ranges must hold for; for a controller that is
+            asked less often than every step, as many as its decisions stay valid.
 
     Raises:
         ValueError: no devices, a weight that is not positive, or a device that cannot hold Q = 0.
@@ -65,6 +68,7 @@ class EqualRanges:
 
     site: Site
     form: Literal["closed", "lp"] = "closed"
+    intervals: int = 1
     _rows: AllowableRegion = field(init=False, repr=False)
     _gamma: Array = field(init=False, repr=False)
 
@@ -82,6 +86,8 @@ class EqualRanges:
                 )
         if self.form not in ("closed", "lp"):
             raise ValueError(f"equal ranges: form {self.form!r} is neither 'closed' nor 'lp'")
+        if self.intervals < 1:
+            raise ValueError(f"equal ranges: intervals {self.intervals} must be at least 1")
         self._rows = AllowableRegion(self.site)
         self._gamma = np.array(list(weights.values()))
         # Both directions in one array: rows by (export, import).
@@ -93,8 +99,9 @@ class EqualRanges:
             self._import = EqualRangeProgram(self._rows.A, self._gamma, sign=-1.0)
 
     def step(self, observation: Observation) -> Decision:
-        p_mw, q_mvar = self._rows.background(observation.forecast.at(0))
-        W = self._rows.W(p_mw, q_mvar)
+        ahead = range(max(1, min(self.intervals, len(observation.forecast.mean))))
+        loads = [self._rows.background(observation.forecast.at(i)) for i in ahead]
+        W = np.min([self._rows.W(p_mw, q_mvar) for p_mw, q_mvar in loads], axis=0)
         if (W < 0).any():
             worst = int(np.argmin(W))
             raise Infeasible(
