@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,8 +41,10 @@ class Memory:
     """at the last step, minus `warm`"""
 
 
-def measure(steps: int, warm_up: int = WARM_UP, seal_every: int = SEAL_EVERY) -> Memory:
-    """Run the scenario in this process and watch its memory step by step."""
+def measure(
+    steps: int, warm_up: int = WARM_UP, seal_every: int = SEAL_EVERY, changes: Sequence[str] = ()
+) -> Memory:
+    """Run the scenario, with `changes`, in this process and watch its memory step by step."""
     process = psutil.Process()
     seen: list[float] = []
 
@@ -51,7 +54,7 @@ def measure(steps: int, warm_up: int = WARM_UP, seal_every: int = SEAL_EVERY) ->
             # No list that grows: what is measured must not be the measurement.
             seen[:] = [now, now, now] if not seen else [seen[0], max(seen[1], now), now]
 
-    draft, scenario = scenario_of("power-grid-model", steps, f"record.seal_every={seal_every}")
+    draft, scenario = scenario_of("power-grid-model", steps, f"record.seal_every={seal_every}", *changes)
     with tempfile.TemporaryDirectory() as folder:
         run_blocking(draft, scenario, root=Path(folder), observer=Observer(look))
     warm, most, last = seen

@@ -9,7 +9,7 @@ from math import ceil, inf
 import numpy as np
 
 from bridges.wire import SCHEMA, BadMessage, HalfSpaces, SetpointMessage, Target
-from controllers.contract import ControlError, Instruction, Setpoint
+from controllers.contract import ControlError, Instruction, Origin, Setpoint
 from controllers.region import Region
 
 
@@ -20,8 +20,6 @@ def to_message(
     area: str,
     ttl_s: float,
     wall: Callable[[datetime], datetime] | None = None,
-    origin: str | None = None,
-    why: str | None = None,
 ) -> SetpointMessage:
     """What is sent to the device of an instruction.
 
@@ -57,8 +55,8 @@ def to_message(
         region=None if instruction.region is None else to_half_spaces(instruction.region),
         setpoint=None if wanted is None else Target(wanted.p_mw, wanted.q_mvar),
         fallback=to_half_spaces(instruction.fallback),
-        origin=origin,
-        why=why,
+        origin=None if instruction.origin is None else str(instruction.origin),
+        why=instruction.why,
     )
 
 
@@ -79,6 +77,8 @@ def to_instruction(message: SetpointMessage) -> Instruction:
         region=None if message.region is None else to_region(message.region),
         setpoint=None if target is None else Setpoint(p_mw=target.p_mw, q_mvar=target.q_mvar),
         fallback=to_region(message.fallback),
+        origin=Origin(message.origin) if message.origin in set(Origin) else None,
+        why=message.why,
     )
 
 

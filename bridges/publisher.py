@@ -38,14 +38,11 @@ class Publisher:
         ttl_s: float,
         *,
         wall: Callable[[datetime], datetime] | None = None,
-        origin: str | None = None,
-        why: str | None = None,
     ) -> None:
         """Publish an instruction, retained, for `ttl_s` seconds; never waits.
 
         Args:
             wall: turns the time of the simulation into that of the devices; by default the same.
-            origin, why: which rule spoke, and what limits the region, for people.
 
         Raises:
             BadMessage: it cannot be sent as it is.
@@ -56,9 +53,7 @@ class Publisher:
                 f"instruction {instruction.seq} for {instruction.device} is of epoch {instruction.epoch}, "
                 f"this publisher of {self.epoch}; construct one for each epoch"
             )
-        message = to_message(
-            instruction, run=self.run, area=self.area, ttl_s=ttl_s, wall=wall, origin=origin, why=why
-        )
+        message = to_message(instruction, run=self.run, area=self.area, ttl_s=ttl_s, wall=wall)
         topic = wire.device_topic(self.run, self.area, instruction.device, "setpoint")
         self._bus.publish(topic, wire.encode(message), retain=True, ttl_s=ttl_s)
 

@@ -160,3 +160,7 @@ class Instruction:
     setpoint: Setpoint | None
     fallback: Region
     """what the device obeys without a valid instruction"""
+    origin: Origin | None = None
+    """which rule spoke; of several controllers the last one's"""
+    why: str | None = None
+    """what limits the region, for people"""

@@ -82,8 +82,8 @@ class Region:
             if not low <= high:
                 raise ValueError(f"box: {axis} has its lower limit {low:g} above its upper {high:g}")
             unit = [float(i == j) for j in range(len(limits))]
-            rows += [unit, [-x for x in unit]]
-            b += [high, -low]
+            rows += [unit, [0.0 - x for x in unit]]  # not -x: no -0.0 in tables and messages
+            b += [high + 0.0, 0.0 - low]
         return cls(tuple(limits), np.array(rows), np.array(b))
 
     def excess(self, point: Point) -> float:

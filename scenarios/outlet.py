@@ -31,7 +31,8 @@ class BusOutlet:
         self._publisher, self._clock = publisher, clock
 
     def send(self, instruction: Instruction, ttl_s: float) -> None:
-        self._publisher.send(instruction, ttl_s, wall=self._clock.on_wall if self._clock.paced else None)
+        wall = self._clock.on_wall if self._clock.paced else None
+        self._publisher.send(instruction, ttl_s, wall=wall)
 
     def heartbeat(self, step: int, period_s: float, next_deadline: datetime) -> None:
         self._publisher.heartbeat(step, period_s, next_deadline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -18,10 +19,18 @@ from scenarios.schema import Scenario
 from simulators.recorder import Progress as Recorded
 
 
+class _Console(Console):
+    """Goes quiet when its reader has gone: that is no reason to end a run with real devices."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @cache
 def console() -> Console:
     """Where people read."""
-    return Console(width=None if sys.stdout.isatty() else 100)
+    return _Console(width=None if sys.stdout.isatty() else 100)
 
 
 class Watcher:

@@ -125,7 +125,8 @@ class Dispatch:
             if name not in touched and valid_from < self._told_until.get(name, NEVER):
                 continue
             concerned: list[str] = []
-            region, setpoint, until = None, None, NEVER
+            reasons: list[str] = []
+            region, setpoint, until, origin = None, None, NEVER, None
             for controller, said in valid.items():
                 new = said.decision.regions.get(name)
                 target = said.decision.setpoints.get(name)
@@ -135,6 +136,10 @@ class Dispatch:
                 region = region & new if region is not None and new is not None else new or region
                 setpoint = target or setpoint
                 until = min(until, said.valid_until)
+                origin = said.decision.origin
+                certificate = said.decision.certificates.get(name)
+                if certificate is not None and certificate.binding is not None:
+                    reasons.append(certificate.binding)
             if not concerned:
                 continue
             try:
@@ -154,6 +159,8 @@ class Dispatch:
                 region=region,
                 setpoint=setpoint,
                 fallback=device.default,
+                origin=origin,
+                why="; ".join(reasons) or None,
             )
         return told, conflicts
 

@@ -51,6 +51,22 @@ def test_a_run_prints_its_verdicts_and_ends_with_0(tmp_path: Path) -> None:
     assert json.loads(again.stdout)
 
 
+def test_a_reader_who_leaves_does_not_end_the_run(tmp_path: Path) -> None:
+    words = ["run", "ieee33-quick", "--out", str(tmp_path), "--log-every", "0", "--set", "bus.kind=memory"]
+    process = subprocess.Popen(
+        [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(PATIENCE_S) == 0, said
+    assert not said
+    assert json.loads((run_in(tmp_path) / "manifest.json").read_text())["exit"]["status"] == 0
+
+
 def test_exit_status_1_when_an_expectation_fails(tmp_path: Path) -> None:
     impossible = "expect=[{what: v_pu, between: [0.99, 1.01]}]"
     done = gridpace(
@@ -157,6 +173,8 @@ def test_a_client_of_ones_own_hears_each_envelope_as_it_is_recorded(
         assert np.array_equal(np.array(body["region"]["b"]), row.b)
         for key in ("valid_from", "valid_until"):
             assert datetime.fromisoformat(body[key]) == getattr(row, key).to_pydatetime()
+        assert body["origin"] == "optimal"
+        assert body["why"] == row.binding
         assert message.properties.MessageExpiryInterval > 0
     assert not keyed
 

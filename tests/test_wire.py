@@ -16,7 +16,7 @@ from bridges import wire
 from bridges.bus import MAX_PAYLOAD_BYTES
 from bridges.instruction import to_half_spaces, to_instruction, to_message, to_region
 from bridges.wire import BadMessage
-from controllers.contract import Instruction, Setpoint
+from controllers.contract import Instruction, Origin, Setpoint
 from controllers.region import Region
 
 NOON = datetime(2026, 6, 21, 12, tzinfo=UTC)
@@ -55,6 +55,8 @@ def instructions(draw: st.DrawFn) -> Instruction:
         region=draw(st.none() | regions()),
         setpoint=draw(st.none() | target),
         fallback=draw(boxes()),
+        origin=draw(st.none() | st.sampled_from(Origin)),
+        why=draw(st.none() | st.text(max_size=20)),
     )
 
 
@@ -73,12 +75,13 @@ def instruction(**changes: Any) -> Instruction:
         "region": Region.box(p_mw=(-0.25, 1.25), q_mvar=(-0.5, 0.5)),
         "setpoint": None,
         "fallback": FALLBACK,
+        "origin": Origin.OPTIMAL,
     }
     return Instruction(**values | changes)
 
 
 def payload() -> dict[str, Any]:
-    message = to_message(instruction(), run="r1", area="f1", ttl_s=300, origin="optimal")
+    message = to_message(instruction(), run="r1", area="f1", ttl_s=300)
     decoded: dict[str, Any] = json.loads(wire.encode(message))
     return decoded
 
