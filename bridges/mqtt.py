@@ -27,6 +27,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from math import ceil, inf
 from types import TracebackType
@@ -36,6 +37,7 @@ from urllib.parse import urlsplit
 import aiomqtt
 from paho.mqtt.client import Client as PahoClient
 from paho.mqtt.client import ConnectFlags, MQTTMessage
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -398,6 +400,7 @@ class _Connection(aiomqtt.Client):
         super().__init__(**options, password=password.value)
         self.pending_calls_threshold = 10**9  # (5)
         self._client.connect_timeout = timeout_s
+        self._client.loop_write = self._write_together  # type: ignore[method-assign]
         self._bus = bus
         self._five = bus.protocol == 5
         self.window = WINDOW
@@ -412,6 +415,16 @@ class _Connection(aiomqtt.Client):
         expiry = _expiry(min(ceil(left_s), 2**32 - 1)) if self._five and left_s < inf else None
         info = self._client.publish(entry.topic, entry.payload, 1, entry.retain, expiry)
         return info.mid if info.rc == 0 else None
+
+    def _write_together(self) -> MQTTErrorCode:
+        """Let the kernel send all waiting packets at once: paho hands it one by one, and with NODELAY (1)
+        each is a segment of its own that wakes the broker, which costs more than all else of a packet."""
+        opened = self._client.socket()
+        _cork(opened, True)
+        try:
+            return PahoClient.loop_write(self._client)
+        finally:
+            _cork(opened, False)
 
     def _on_connect(
         self,
@@ -432,6 +445,15 @@ class _Connection(aiomqtt.Client):
 
     def _on_message(self, client: PahoClient, userdata: Any, message: MQTTMessage) -> None:
         self._bus.arrived_now(message)
+
+
+def _cork(opened: Any, on: bool) -> None:
+    """Hold packets back, or let them go; where the system has no such option, and on a socket that has
+    been closed meanwhile, nothing happens."""
+    option = getattr(socket, "TCP_CORK", None)
+    if option is not None and opened is not None:
+        with suppress(OSError):
+            opened.setsockopt(socket.IPPROTO_TCP, option, int(on))
 
 
 class _Handshake:
