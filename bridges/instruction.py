@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from math import ceil, inf
 
 import numpy as np
@@ -82,6 +83,7 @@ def to_instruction(message: SetpointMessage) -> Instruction:
     )
 
 
+@lru_cache(maxsize=512)  # a device's fallback is sent again in each step
 def to_half_spaces(region: Region) -> HalfSpaces:
     """A region as it is sent."""
     return HalfSpaces(region.axes, tuple(map(tuple, region.A.tolist())), tuple(region.b.tolist()))

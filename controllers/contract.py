@@ -89,6 +89,16 @@ class Certificate:
     power_flows: int = 0
     """number of AC power flows behind the check"""
 
+    def __post_init__(self) -> None:
+        if not (self.binding is None or isinstance(self.binding, str)):
+            raise ValueError(f"certificate: binding {self.binding!r} is no text")
+        for name in ("worst_v_pu", "worst_loading_percent"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and isfinite(value)):
+                raise ValueError(f"certificate: {name} {value!r} is no number")
+        if not isinstance(self.power_flows, int) or self.power_flows < 0:
+            raise ValueError(f"certificate: power_flows {self.power_flows!r} is no count")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:

@@ -126,7 +126,7 @@ class PvInverter:
         return circle(self.s_mva)
 
     def wish(self, drive: float | None) -> float:
-        return self.p_mw * drive if drive else 0.0
+        return min(self.p_mw * drive, self.s_mva) if drive else 0.0
 
     def reactive(self, p_mw: float) -> float:
         return 0.0

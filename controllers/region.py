@@ -104,6 +104,14 @@ class Region:
         both._keep(np.concatenate((self.A, other._aligned(self.axes))), np.concatenate((self.b, other.b)))
         return both
 
+    def over(self, axes: tuple[str, ...]) -> Region:
+        """The same region with its axes in another order.
+
+        Raises:
+            ValueError: not the same axes.
+        """
+        return self if axes == self.axes else Region(axes, self._aligned(axes), self.b)
+
     def support(self, direction: Point) -> float:
         """`max d.x` over the region; infinite if it has no end in that direction.
 

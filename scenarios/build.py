@@ -10,8 +10,8 @@ from typing import Any, assert_never
 
 import numpy as np
 from pandapower.auxiliary import pandapowerNet
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from controllers.contract import ControlError
 from controllers.devices import (
     Battery,
     Device,
@@ -21,6 +21,7 @@ from controllers.devices import (
     WindTurbine,
     still,
 )
+from controllers.fallback import Fallback
 from controllers.network import Limits, PowerFlow
 from controllers.region import Region
 from controllers.site import Load, Site
@@ -78,6 +79,9 @@ def build(draft: Draft, scenario: Scenario) -> Built:
         certifier = engine if isinstance(engine, PowerGridModelEngine) else PowerGridModelEngine(net)
     except NetworkRefused as error:
         raise _refused(draft, "grid.network", scenario.grid.network, str(error)) from None
+    except Exception as error:  # pandapower checks little of a net before it computes
+        advice = f"pandapower cannot compute this net ({type(error).__name__}: {error}); check its values"
+        raise _refused(draft, "grid.network", scenario.grid.network, advice) from error
     in_service = set(engine.buses)
     for i, part in enumerate(scenario.devices):
         if devices[part.name].bus not in in_service:
@@ -94,9 +98,7 @@ def build(draft: Draft, scenario: Scenario) -> Built:
         power_flow=certifier,
     )
     seats = tuple(_seat(draft, scenario, site, i) for i in range(len(scenario.controllers)))
-    sources = dict.fromkeys(
-        source for seat in seats for source in getattr(type(seat.controller), "sources", ())
-    )
+    sources = dict.fromkeys(source for seat in seats for source in getattr(seat.controller, "sources", ()))
     driven = _driven(draft, scenario, devices, loads)
     return Built(scenario, site, engine, driven, seats, tuple(sources))
 
@@ -123,8 +125,20 @@ def _net(draft: Draft, grid: GridPart) -> pandapowerNet:
         missing = sorted(set(index) - set(table.index))
         if missing:
             raise _refused(draft, f"{path}.index", missing, f"not in the net's {edit.table} table")
+        if not _fits(table[edit.column].dtype, edit.value):
+            advice = f"does not fit {edit.table}.{edit.column}, which holds {table[edit.column].dtype}"
+            raise _refused(draft, f"{path}.value", edit.value, advice)
         table.loc[index, edit.column] = edit.value
     return net
+
+
+def _fits(dtype: Any, value: float | bool | str) -> bool:
+    """Whether a table's column can hold a value as what it is."""
+    if is_bool_dtype(dtype):
+        return isinstance(value, bool)
+    if is_numeric_dtype(dtype):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return True
 
 
 def _loads(draft: Draft, net: pandapowerNet) -> dict[str, Load]:
@@ -148,6 +162,8 @@ def _loads(draft: Draft, net: pandapowerNet) -> dict[str, Load]:
             )
         for row in rows.itertuples():
             factor = _STATIC[table] * row.scaling
+            if not net.bus.in_service.get(row.bus, False):
+                continue  # as in pandapower, nothing is connected there
             name = f"{table}:{row.Index}"
             loads[name] = Load(name, str(row.bus), factor * row.p_mw, factor * row.q_mvar)
     return loads
@@ -220,10 +236,16 @@ def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
     cls = controller_class(part.uses, draft.folder)
     try:
         controller = cls(site, **part.options)
-    except (TypeError, ValueError, KeyError, ControlError) as error:
+        if part.fallback is not None:
+            controller = Fallback(controller, controller_class(part.fallback, draft.folder)(site))
+    except (Exception, SystemExit) as error:  # whatever a third party's constructor raises
         raise _refused(
             draft, f"controllers.{i}.options", part.options, f"{part.uses} refuses: {error}"
         ) from error
+    asked = getattr(controller, "intervals", 1)
+    if isinstance(asked, int) and asked > scenario.forecast.intervals:
+        advice = f"looks {asked} steps ahead, but a forecast covers {scenario.forecast.intervals}; raise it"
+        raise _refused(draft, "forecast.intervals", scenario.forecast.intervals, f"{part.uses} {advice}")
     return Seat(part.name, controller, every // scenario.every, part.valid_for or 2 * every)
 
 

@@ -93,7 +93,7 @@ def _show(value: Any) -> str:
 
 def _problem(draft: Draft, keys: Keys, value: Any, advice: str) -> Problem:
     line = next((draft.lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in draft.lines), None)
-    return Problem(_spell(draft.raw, keys), _show(value), advice, line)
+    return Problem(_spell(draft.raw, keys) or "(the whole file)", _show(value), advice, line)
 
 
 def _from_pydantic(draft: Draft, detail: ErrorDetails) -> Problem:
@@ -132,6 +132,7 @@ def _from_pydantic(draft: Draft, detail: ErrorDetails) -> Problem:
             pattern = detail.get("ctx", {}).get("pattern", "")
             advice = {
                 "uses": "must read module:Class or file.py:Class",
+                "fallback": "must read module:Class or file.py:Class",
                 "name": "must have 1 to 64 of the characters A-Z a-z 0-9 _ . -",
                 "url": "must read mqtt://host:port or mqtts://host:port (credentials: environment)",
             }.get(str(keys[-1]), f"must match {pattern}")
@@ -260,19 +261,25 @@ def _bus_references(draft: Draft) -> Iterator[Problem]:
 def _controllers(draft: Draft) -> Iterator[Problem]:
     length = TypeAdapter(Duration)
     for keys, item in _items(draft.raw, "controllers"):
-        uses = item.get("uses")
-        if isinstance(uses, str) and uses.count(":") >= 1:
-            try:
-                controller_class(uses, draft.folder)
-            except NoSuchController as error:
-                yield _problem(draft, (*keys, "uses"), uses, str(error))
+        for key in ("uses", "fallback"):
+            uses = item.get(key)
+            if isinstance(uses, str) and uses.count(":") >= 1:
+                try:
+                    controller_class(uses, draft.folder)
+                except NoSuchController as error:
+                    yield _problem(draft, (*keys, key), uses, str(error))
         try:
-            step, every = (
-                length.validate_python(draft.raw.get("every")),
-                length.validate_python(item["every"]),
-            )
+            step = length.validate_python(draft.raw.get("every"))
+            every = length.validate_python(item["every"]) if item.get("every") else step
+        except ValidationError:
+            continue  # said already
+        try:
+            valid_for = length.validate_python(item["valid_for"])
         except (ValidationError, KeyError):
-            continue  # said already, or not given
+            valid_for = every
+        if valid_for < every:
+            advice = "must be at least 'every', or each decision lapses before the next"
+            yield _problem(draft, (*keys, "valid_for"), item["valid_for"], advice)
         if every % step:
             yield _problem(
                 draft, (*keys, "every"), item["every"], "must be a multiple of the scenario's step"

@@ -1,6 +1,6 @@
 """Command line: `gridpace run`, `check`, `schema`, `report`, `list`.
 
-Exit status: 0 all expectations held, 1 one did not, 2 bad input, 3 the run broke.
+Exit status: 0 all expectations held, 1 one did not, 2 bad input, 3 the run broke, 130 stopped early.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="gridpace",
     help="A real-time co-simulation controller for power distribution.\n\n"
-    "Exit status: 0 all expectations held, 1 one did not, 2 bad input, 3 the run broke.",
+    "Exit status: 0 all expectations held, 1 one did not, 2 bad input, 3 the run broke, 130 stopped early.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -77,7 +77,7 @@ def run(
     from bridges.bus import BusUnreachable
     from scenarios.check import ScenarioInvalid
     from scenarios.report import show, summary
-    from scenarios.run import run_blocking
+    from scenarios.run import CannotWrite, run_blocking
     from scenarios.watch import console, watch
 
     draft, scenario = _load(file, [*changes, *([f"clock.mode={clock}"] if clock else [])])
@@ -88,9 +88,9 @@ def run(
         _fail(2, str(error))
     except (BusUnreachable, NoBroker) as error:
         _fail(2, f"scenario {scenario.name}: bus: {error}")
-    except OSError as error:
-        _fail(2, f"cannot write to {out}: {error}")
-    except KeyboardInterrupt:  # before the first step; afterwards it ends the run in good order
+    except CannotWrite as error:
+        _fail(2, str(error))
+    except KeyboardInterrupt:  # while the scenario is built; afterwards it ends the run in good order
         _fail(130, "interrupted before the first step; nothing was run")
     if as_json:
         typer.echo(json.dumps(summary(result.directory).as_dict(), indent=2))
@@ -142,6 +142,8 @@ def report(
     picture: Annotated[Path | None, typer.Option(help="Also draw the run into this PNG or SVG file.")] = None,
 ) -> None:
     """Print what a run did."""
+    import pyarrow as pa
+
     from scenarios.report import NotARun, show, summary
     from scenarios.watch import console
 
@@ -156,6 +158,8 @@ def report(
                 _fail(2, str(error))
     except NotARun as error:
         _fail(2, str(error))
+    except (pa.ArrowException, OSError) as error:
+        _fail(2, f"{directory}: a table is damaged: {error}")
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:

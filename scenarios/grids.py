@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +23,8 @@ import pandapower as pp
 from pandapower.auxiliary import pandapowerNet
 
 from scenarios.matpower import CaseError, net_of_case
+
+logging.getLogger("pandapower").setLevel(logging.ERROR)  # its advice (numba) is not about the scenario
 
 FORMS = (
     "give a module:function (pandapower.networks:case33bw), a pandapower JSON file (grid.json), a MATPOWER "
@@ -113,7 +116,7 @@ def _function(spec: str, module: str, name: str) -> pandapowerNet:
         raise GridError(f"grid {spec!r}: {module} has no function {name}; {hint}")
     try:
         net = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise GridError(
             f"grid {spec!r}: {name}() failed with {type(error).__name__}: {error}; it is called without "
             "arguments"

@@ -95,10 +95,17 @@ def _read(which: str, folder: Path, seen: tuple[Path, ...]) -> Draft:
         chain = " -> ".join(p.name for p in (*seen, path))
         raise ScenarioUnreadable(f"scenario {which!r}: 'extends' goes in a circle: {chain}")
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=_Loader)):
+            raise ScenarioUnreadable(f"scenario {path.name}: has YAML aliases (*name); use 'extends' instead")
+        node = yaml.compose(text, Loader=_Loader)
+        raw = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        if isinstance(error, ScenarioUnreadable):
+            raise
         raise ScenarioUnreadable(f"scenario {path.name}: is no YAML: {error}") from None
+    except OSError as error:
+        raise ScenarioUnreadable(f"scenario {path.name}: cannot be read: {error.strerror}") from None
     if not isinstance(raw, dict) or node is None:
         raise ScenarioUnreadable(f"scenario {path.name}: must be a mapping, such as 'name: ...'")
     lines: dict[Keys, int] = {}
@@ -145,8 +152,11 @@ def _walk(node: yaml.Node, keys: Keys) -> Iterator[tuple[Keys, int, bool]]:
 
 
 def _merge(below: Any, above: Any) -> Any:
-    """Maps merge, lists whose items have names merge by name, all else is replaced."""
+    """Maps merge, lists whose items have names merge by name, all else is replaced; so is a map of another
+    kind, whose keys are others."""
     if isinstance(below, dict) and isinstance(above, dict):
+        if "kind" in above and above["kind"] != below.get("kind"):
+            return above
         return {
             **below,
             **{key: _merge(below[key], value) if key in below else value for key, value in above.items()},
@@ -201,4 +211,4 @@ def _position(items: list[Any], key: str) -> int | None:
     for i, item in enumerate(items):
         if isinstance(item, dict) and item.get("name") == key:
             return i
-    return int(key) if key.isdigit() and int(key) < len(items) else None
+    return int(key) if key.isascii() and key.isdecimal() and int(key) < len(items) else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import assert_never
 
 from bridges.broker import EmbeddedBroker
@@ -50,11 +52,12 @@ class BusOutlet:
 
 @asynccontextmanager
 async def open_bus(
-    part: AnyBus, *, run: str, epoch: int, patient: bool, say: Callable[[str], None]
+    part: AnyBus, *, folder: Path, run: str, epoch: int, patient: bool, say: Callable[[str], None]
 ) -> AsyncIterator[Bus]:
     """The connected bus of a scenario; an embedded broker lives as long as the bus.
 
     Args:
+        folder: the scenario's, where the files of certificates are looked for.
         run: names the MQTT client.
         patient: whether the event loop may be blocked by a long solve (un-paced runs).
         say: takes lines for the user, e.g. how to connect a client of one's own.
@@ -65,16 +68,18 @@ async def open_bus(
     """
     keepalive_s = 60 if patient else 5
     will = last_will(run, epoch)
+    client_id = f"gridpace-{run}-{secrets.token_hex(4)}"  # two of one name throw each other out for ever
     match part:
         case MemoryBusPart():
             async with MemoryBus() as bus:
                 yield bus
         case EmbeddedBusPart():
             async with EmbeddedBroker(prefer=part.broker) as broker:
-                say(f"broker: {broker.kind} at {broker.url}; listen with: {broker.hint}")
+                say(f"broker: {broker.kind} at {broker.url}; to listen to it:")
+                say(broker.hint)
                 async with MqttBus(
                     broker.url,
-                    client_id=f"gridpace-{run}",
+                    client_id=client_id,
                     protocol=broker.protocol,
                     keepalive_s=keepalive_s,
                     will=will,
@@ -83,11 +88,11 @@ async def open_bus(
         case MqttBusPart():
             async with MqttBus(
                 part.url,
-                client_id=f"gridpace-{run}",
+                client_id=client_id,
                 protocol=5 if part.protocol == "5" else 311,
                 username=os.environ.get("GRIDPACE_MQTT_USERNAME"),
                 password=os.environ.get("GRIDPACE_MQTT_PASSWORD"),
-                tls_context=_tls(part),
+                tls_context=_tls(part, folder),
                 keepalive_s=keepalive_s,
                 will=will,
             ) as mqtt:
@@ -96,13 +101,13 @@ async def open_bus(
             assert_never(part)
 
 
-def _tls(part: MqttBusPart) -> ssl.SSLContext | None:
+def _tls(part: MqttBusPart, folder: Path) -> ssl.SSLContext | None:
     if not part.url.startswith("mqtts://"):
         return None
     try:
-        tls = ssl.create_default_context(cafile=str(part.ca_file) if part.ca_file else None)
+        tls = ssl.create_default_context(cafile=str(folder / part.ca_file) if part.ca_file else None)
         if part.cert_file:
-            tls.load_cert_chain(part.cert_file, part.key_file)
+            tls.load_cert_chain(folder / part.cert_file, folder / part.key_file if part.key_file else None)
     except OSError as error:
         raise BusUnreachable(
             part.url, f"its certificates cannot be read ({error})", "Check ca_file, cert_file and key_file."

@@ -30,7 +30,7 @@ def controller_class(uses: str, folder: Path) -> type[Any]:
         raise NoSuchController(f"there is no file {source!r} beside the scenario") from None
     except ModuleNotFoundError as error:
         raise NoSuchController(f"there is no module {error.name!r}; is its package installed?") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise NoSuchController(f"{source} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if not inspect.isclass(found):

@@ -97,6 +97,8 @@ class Summary:
     decisions: dict[str, int]
     """by origin"""
     events: dict[str, int]
+    reasons: dict[str, str]
+    """by event, what the first of its kind gave as its reason"""
     """by name"""
     counts: dict[str, float]
     durations: tuple[Spread, ...]
@@ -125,6 +127,7 @@ def summary(run_dir: Path) -> Summary:
     exit_meaning = (
         manifest.exit.meaning if manifest.exit else "no end was recorded: the run goes on or was killed"
     )
+    events = list(read_events(run_dir / EVENTS))
     times, every = step_times(run_dir) if steps else ([], None)
     volts = Readings.of(run_dir, "v_pu") if steps else Readings()
     loadings = Readings.of(run_dir, "loading_percent") if steps else Readings()
@@ -146,7 +149,8 @@ def summary(run_dir: Path) -> Summary:
         greatest_v_pu=volts.greatest,
         greatest_loading_percent=loadings.greatest,
         decisions=_count(run_dir, "steps", "origin") if steps else {},
-        events=_by_number(Counter(event["what"] for event in read_events(run_dir / EVENTS))),
+        events=_by_number(Counter(event["what"] for event in events)),
+        reasons={e["what"]: str(e["why"]) for e in reversed(events) if e.get("why")},
         counts=dict(manifest.counts),
         durations=tuple(_spreads(run_dir, manifest.clock)) if steps else (),
         setpoints=_count(run_dir, "setpoints", "outcome") if steps else {},
@@ -235,6 +239,8 @@ def _sections(summary: Summary, *, ascii_only: bool) -> Iterator[tuple[str, Tabl
     ):
         if counts:
             _row(counted, what, ", ".join(f"{n} {name}" for name, n in counts.items()))
+    for what, why in summary.reasons.items():
+        _row(counted, "", f"first {what}: {why}")
     if counted.rows:
         yield "Control", counted
     if summary.durations:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from bridges.broker import NoBroker
-from bridges.bus import Bus, BusUnreachable
+from bridges.bus import Bus
 from bridges.publisher import Publisher
 from scenarios.build import Built, build
 from scenarios.load import Draft
@@ -47,6 +47,12 @@ class Exit(IntEnum):
     """an expectation did not hold"""
     BAD_INPUT = 2
     BROKE = 3
+    STOPPED = 130
+    """somebody ended it early; what was recorded is judged, but the verdict is not that of the whole run"""
+
+
+class CannotWrite(Exception):
+    """There is no place for a run's folder."""
 
 
 class Observer(Protocol):
@@ -99,40 +105,53 @@ async def run(
 
     Raises:
         ScenarioInvalid: a grid or controller refuses what the scenario gives it.
-        BusUnreachable, NoBroker: there is no bus to start with. Nothing is written in these cases.
+        BusUnreachable, NoBroker: there is no bus to start with.
+        CannotWrite: no folder can be made in `root`. Nothing is written in these cases.
     """
     built = build(draft, scenario)
     clock = clock or make_clock(scenario)
     stop = stop or asyncio.Event()
     epoch = 1
-    directory = RunDirectory.create(root, scenario.name, datetime.now(UTC))
-    async with AsyncExitStack() as stack:
-        try:
-            bus = await stack.enter_async_context(
-                open_bus(
-                    scenario.bus,
-                    run=directory.path.name,
-                    epoch=epoch,
-                    patient=not clock.paced,
-                    say=observer.say,
+    try:
+        directory = RunDirectory.create(root, scenario.name, datetime.now(UTC))
+    except OSError as error:
+        raise CannotWrite(f"cannot make a folder in {root}: {error.strerror or error}") from None
+    with _signals(stop, directory.path):
+        async with AsyncExitStack() as stack:
+            try:
+                bus = await stack.enter_async_context(
+                    open_bus(
+                        scenario.bus,
+                        folder=draft.folder,
+                        run=directory.path.name,
+                        epoch=epoch,
+                        patient=not clock.paced,
+                        say=observer.say,
+                    )
                 )
-            )
-        except (BusUnreachable, NoBroker):
-            directory.path.rmdir()
-            raise
-        directory.begin(scenario=scenario.model_dump(mode="json"), sources=built.sources)
-        observer.begin(built, directory.path)
-        session = _Session(built, directory, bus, clock, stop, observer, epoch)
-        try:
-            status, why = await session.go()
-        finally:
-            observer.end()
+            except BaseException:  # Ctrl-C too: a run that did not begin leaves nothing
+                directory.path.rmdir()
+                raise
+            directory.begin(scenario=scenario.model_dump(mode="json"), sources=built.sources)
+            observer.begin(built, directory.path)
+            session = _Session(built, directory, bus, clock, stop, observer, epoch)
+            try:
+                status, why = await session.go()
+            finally:
+                observer.end()
+        return _judged(scenario, directory, session, status, why)
+
+
+def _judged(scenario: Scenario, directory: RunDirectory, session: _Session, status: Exit, why: str) -> Result:
+    """Judge what was recorded, and complete the manifest."""
     verdicts: tuple[Verdict, ...] = ()
-    if session.steps:
+    try:
         verdicts = tuple(judge(directory.path, scenario.expect))
-    if status is Exit.HELD and not all(verdict.held for verdict in verdicts):
-        status, why = Exit.FAILED, f"{why}; an expectation did not hold"
-    directory.end(status=int(status), meaning=why, steps=session.steps, counts=session.counts())
+        if status is Exit.HELD and not all(verdict.held for verdict in verdicts):
+            status, why = Exit.FAILED, f"{why}; an expectation did not hold"
+        directory.end(status=int(status), meaning=why, steps=session.steps, counts=session.counts())
+    except OSError as error:
+        status, why = Exit.BROKE, f"{why}; its verdict could not be written: {error}"
     return Result(directory.path, status, session.steps, verdicts, why)
 
 
@@ -195,60 +214,80 @@ class _Session:
         planned = self._scenario.steps
         last = self._scenario.start
         try:
-            with _signals(self._stop), _still_memory(self._clock.paced):
+            with _still_memory(self._clock.paced):
                 await World(self.stages).run(planned)
             result = Exit.HELD, f"all {planned} steps done"
         except StopRequested:
-            result = Exit.HELD, f"stopped on request after {self.steps} of {planned} steps"
+            result = Exit.STOPPED, f"stopped on request after {self.steps} of {planned} steps"
         except Exception as error:  # whatever broke: the finished steps and the reason are kept
             result = Exit.BROKE, f"broke after {self.steps} of {planned} steps: {error}"
             if self.recorder.progress.tick is not None:
                 last = self.recorder.progress.tick.time
             trace = traceback.format_exc().splitlines()
-            self._events.record(last, "broke", why=f"{type(error).__name__}: {error}", trace=trace)
-        finally:
-            self._publisher.close()
-            await self._publisher.flush(5.0)
-            self._journal.close()
-            self._events.close()
+            with suppress(OSError):  # a full disk may be what broke
+                self._events.record(last, "broke", why=f"{type(error).__name__}: {error}", trace=trace)
+        for name, close in (("bus", self._leave), ("journal", self._seal), ("events", self._end_events)):
+            try:
+                await close()
+            except Exception as error:  # one that cannot be closed must not keep the others open
+                result = Exit.BROKE, f"{result[1]}; closing the {name} failed: {error}"
         return result
+
+    async def _leave(self) -> None:
+        self._publisher.close()
+        await self._publisher.flush(5.0)
+
+    async def _seal(self) -> None:
+        self._journal.close()
+
+    async def _end_events(self) -> None:
+        self._events.close()
 
 
 @contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
-    """Ctrl-C and a polite kill end the run after the step in progress."""
+def _signals(stop: asyncio.Event, directory: Path) -> Iterator[None]:
+    """Ctrl-C and a polite kill end the run after the step in progress; a second one ends it at once.
+
+    Plain handlers, not the event loop's: a controller that does not return may hold the loop. What is
+    recorded is on disk with every step, and the broker tells the devices that we have gone.
+    """
     loop = asyncio.get_running_loop()
-    caught = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            loop.add_signal_handler(number, stop.set)
-            caught.append(number)
-        except (NotImplementedError, RuntimeError, ValueError):
-            pass  # not the main thread, or Windows: the default handler stays
+
+    def handle(number: int, frame: object) -> None:
+        if asked:
+            os.write(2, f"ended at once; {directory} keeps every finished step\n".encode())
+            os._exit(130)
+        asked.append(number)
+        loop.call_soon_threadsafe(stop.set)
+
+    asked: list[int] = []
+    before = {}
+    with suppress(ValueError):  # not the main thread: the handlers stay as they are
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, handle)
     try:
         yield
     finally:
-        for number in caught:
-            loop.remove_signal_handler(number)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def _still_memory(paced: bool) -> Iterator[None]:
-    """Keep what was built out of the garbage collector, whose full pass would make a paced step late."""
+    """Keep what was built out of the garbage collector, whose full pass takes as long as twenty steps."""
     if paced:
         gc.collect()
-        gc.freeze()
+    gc.freeze()
     try:
         yield
     finally:
-        if paced:
-            gc.unfreeze()
+        gc.unfreeze()
 
 
 def run_blocking(draft: Draft, scenario: Scenario, *, root: Path, observer: Observer) -> Result:
     """`run` for callers without an event loop.
 
     Raises:
-        BusUnreachable, NoBroker, ScenarioInvalid: see `run`.
+        BusUnreachable, NoBroker, CannotWrite, ScenarioInvalid: see `run`.
     """
     return asyncio.run(run(draft, scenario, root=root, observer=observer))

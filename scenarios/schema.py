@@ -9,8 +9,10 @@ import re
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_type_hints
+from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -322,6 +324,8 @@ class ControllerPart(Part):
     """how long a decision stays valid once it acts; twice `every` if not given"""
     options: dict[str, JsonValue] = {}
     """passed to the class"""
+    fallback: Annotated[str, Field(pattern=r"^[^:]+:[A-Za-z_]\w*$")] | None = None
+    """a second controller, named like `uses`, that is asked when the first has no decision"""
 
 
 class MemoryBusPart(Part):
@@ -334,9 +338,20 @@ class EmbeddedBusPart(Part):
     """which broker to start; mosquitto if installed, else amqtt"""
 
 
+def _with_port(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("has no port from 0 to 65535; write mqtt://host:1883") from None
+    if not parts.hostname:
+        raise ValueError("names no host; write mqtt://host:1883")
+    return url
+
+
 class MqttBusPart(Part):
     kind: Literal["mqtt"]
-    url: Annotated[str, Field(pattern=r"^mqtts?://[^/@\s]+/?$")]
+    url: Annotated[str, Field(pattern=r"^mqtts?://[^/@\s]+/?$"), AfterValidator(_with_port)]
     """mqtt://host:port or mqtts://host:port, without credentials"""
     protocol: Literal["5", "3.1.1"] = "5"
     ca_file: Path | None = None
@@ -357,10 +372,16 @@ class RecordPart(Part):
     """steps after which the journal is sealed into Parquet parts"""
 
 
+def _unreserved(name: str) -> str:
+    if name in ("area", "ctl"):
+        raise ValueError("is a word of the topics; choose another name")
+    return name
+
+
 class Scenario(Part):
     """A co-simulation: grid, profiles, devices, controllers, clock, bus and expectations."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,39}$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,39}$"), AfterValidator(_unreserved)]
     """names the run's folder and its topics"""
     description: str = ""
     start: AwareDatetime
@@ -383,7 +404,8 @@ class Scenario(Part):
     @model_validator(mode="after")
     def _check(self) -> Scenario:
         try:
-            _ = self.start + (self.steps + self.forecast.intervals) * self.every
+            end = self.start + (self.steps + self.forecast.intervals) * self.every
+            _ = [end + 3 * (c.every or self.every) + (c.valid_for or self.every) for c in self.controllers]
         except OverflowError:
             raise ValueError(
                 "steps times every leads beyond the year 9999; take fewer or shorter steps"

@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from scenarios.build import Built
 from scenarios.schema import Scenario
@@ -73,17 +74,17 @@ class Watcher:
         tick = progress.tick
         if tick is not None:
             words.append(f"{tick.time:%m-%d %H:%M:%S}")
+            words += [f"{turn.controller} {turn.origin}" for turn in progress.turns]
             if tick.lateness_ms is not None:
-                words.append(f"late {tick.lateness_ms:.0f} ms")
+                words.append(f"{tick.lateness_ms:.0f} ms late")
         volts = progress.measured.v_pu
         if volts:
             bus, v = max(volts.items(), key=lambda item: max(self._low - item[1], item[1] - self._high))
-            words.append(f"worst {v:.4f} pu at bus {bus}")
+            words.append(f"{v:.4f} pu at bus {bus}")
         else:
             words.append("no voltages")
         words.append(f"{counts['acknowledged']}/{counts['published']} acked")
-        words += [f"{turn.controller}: {turn.origin}" for turn in progress.turns]
-        return " | ".join(words)
+        return ", ".join(words)
 
     def end(self) -> None:
         if self._bar is not None:
@@ -98,9 +99,8 @@ def watch(scenario: Scenario, *, quiet: bool = False, log_every_s: float = 10.0)
         return
     columns = (
         MofNCompleteColumn(),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[now]}"),
-        TimeRemainingColumn(compact=True),
+        BarColumn(bar_width=8),
+        TextColumn("{task.fields[now]}", table_column=Column(ratio=1, no_wrap=True)),
     )
     with Progress(*columns, console=console(), transient=True) as bar:
         yield Watcher(scenario, bar, quiet, log_every_s)

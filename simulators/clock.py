@@ -35,7 +35,8 @@ class Overrun(StrEnum):
     """What to do with a step whose deadline passed before the step before it had ended."""
 
     HOLD = "hold"
-    """run it at once; controllers keep their last decision, so that the loop catches up"""
+    """run it at once without asking controllers, so that the loop catches up: what they said last
+    holds for as long as it is valid"""
     SKIP = "skip"
     """leave it out: no power flow, no decision, nothing published; devices go on by themselves"""
     STRETCH = "stretch"
@@ -135,10 +136,11 @@ class Clock:
         at = self.start + step * self.every
         if not self.paced:
             return Tick(step, at, Duty.FULL, self.wall())
+        now = self.monotonic()
         if self._t0 is None:
-            self._t0 = self.monotonic() - step * self.period_s
+            self._t0 = now - step * self.period_s
             self._wall0 = self.wall() - step * self.every / self.factor
-        ahead = self._t0 + step * self.period_s - self.monotonic()
+        ahead = self._t0 + step * self.period_s - now
         planned_at = self.on_wall(at)
         if ahead >= 0:
             await self.sleep(ahead)

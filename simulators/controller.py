@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time as wall_time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from controllers.contract import (
+    Certificate,
     ControlError,
     Controller,
     Decision,
@@ -57,7 +58,8 @@ class Turn:
 
     controller: str
     origin: Origin
-    solve_ms: float
+    solve_ms: float | None
+    """`None`: it was not asked"""
     decision: Decision | None
     """`None` when it had none"""
     valid_from: datetime
@@ -132,6 +134,7 @@ class Dispatch:
                 target = said.decision.setpoints.get(name)
                 if new is None and target is None:
                     continue
+                new = None if new is None else new.over(AXES)
                 concerned.append(controller)
                 region = region & new if region is not None and new is not None else new or region
                 setpoint = target or setpoint
@@ -241,7 +244,7 @@ class ControllersSimulator(Stage):
         quiet = Origin.HELD if self._dispatch.holds(seat.name, acts_at) else Origin.DEFAULT
         if tick.duty is not Duty.FULL:
             rule = Origin.SKIPPED if tick.duty is Duty.SKIP else quiet
-            return Turn(seat.name, rule, 0.0, None, acts_at, until)
+            return Turn(seat.name, rule, None, None, acts_at, until)
         observation = Observation(
             time=tick.time,
             forecast=forecast,
@@ -262,7 +265,7 @@ class ControllersSimulator(Stage):
             decision = None
             self.counts[error.outcome] += 1
             self._event(tick.time, error.outcome, step=tick.step, controller=seat.name, why=str(error))
-        except Exception as error:  # a third party's mistake must not end a trial with real devices
+        except BaseException as error:  # a third party's mistake, or its sys.exit, must not end a trial
             decision = None
             self.counts["controller-raised"] += 1
             self._event(
@@ -277,12 +280,20 @@ class ControllersSimulator(Stage):
 
     def _check(self, decision: Decision, observation: Observation) -> None:
         """Hold a decision to the contract before anybody acts on it."""
+        if isinstance(decision, Coroutine):
+            decision.close()
+            raise TypeError("step() is a coroutine function (async def); make it a plain one")
         if not isinstance(decision, Decision):
             raise TypeError(f"step() returned {type(decision).__name__}, not a Decision")
         if decision.time != observation.time:
             raise ValueError(f"the decision is dated {decision.time}, asked was {observation.time}")
         if not isinstance(decision.origin, Origin):
             raise TypeError(f"the decision's origin is {decision.origin!r}, not an Origin")
+        if not isinstance(decision.kind, Kind):
+            raise TypeError(f"the decision's kind is {decision.kind!r}, not a Kind")
+        for target, certificate in decision.certificates.items():
+            if not isinstance(certificate, Certificate):
+                raise TypeError(f"the certificate for {target!r} is a {type(certificate).__name__}")
         devices = self._site.devices
         for name, setpoint in decision.setpoints.items():
             if name not in devices:

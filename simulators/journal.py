@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
 from types import TracebackType
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ PARTS = "parts"
 
 _LISTS = {table: pa.list_(pa.struct(list(schema))) for table, schema in SCHEMAS.items()}
 _STREAM = pa.schema([pa.field("step", pa.int64()), *(pa.field(t, kind) for t, kind in _LISTS.items())])
+_Read: TypeAlias = tuple[int, list[pa.RecordBatch]]
 _KEY = ["epoch", "seq", "device"]
 # Rows a step of these may differ between equal runs; they must not decide where a part ends.
 _TIMED_BY_THE_WORLD = frozenset({"steps", "setpoints"})
@@ -154,9 +156,10 @@ def finish(run_dir: Path) -> None:
         NoTables: nothing was recorded here.
     """
     if (run_dir / JOURNAL).exists():
+        journal = _journal(run_dir)
         for table in SCHEMAS:
             with replacing(run_dir / f"{table}.parquet") as file, _parquet(file, table) as writer:
-                for rows in filter(len, _chunks(run_dir, table)):
+                for rows in filter(len, _chunks(run_dir, table, journal)):
                     writer.write_table(rows, row_group_size=len(rows))
         (run_dir / JOURNAL).unlink()
     _require_tables(run_dir)
@@ -176,7 +179,7 @@ def batches(run_dir: Path, table: str, columns: Sequence[str] | None = None) -> 
     if table not in SCHEMAS:
         raise ValueError(f"no table {table!r}; there are {', '.join(SCHEMAS)}")
     if (run_dir / JOURNAL).exists():
-        for rows in _chunks(run_dir, table):
+        for rows in _chunks(run_dir, table, _journal(run_dir)):
             yield from rows.select(columns or rows.schema.names).to_batches()
         return
     _require_tables(run_dir)
@@ -278,23 +281,23 @@ def _latest(rows: pa.Table) -> tuple[pa.Table, np.ndarray[tuple[int], np.dtype[n
     return rows.take(groups["row_max"]).combine_chunks(), groups["row_min"].to_numpy()
 
 
-def _chunks(run_dir: Path, table: str) -> Iterator[pa.Table]:
+def _chunks(run_dir: Path, table: str, journal: _Read) -> Iterator[pa.Table]:
     """A table of an unfinished run: its parts, then what its journal holds."""
     if table == "setpoints":
-        return settled(lambda: _logged(run_dir, table))
-    return _logged(run_dir, table)
+        return settled(lambda: _logged(run_dir, table, journal))
+    return _logged(run_dir, table, journal)
 
 
-def _logged(run_dir: Path, table: str) -> Iterator[pa.Table]:
-    part, journal = _journal(run_dir)
+def _logged(run_dir: Path, table: str, journal: _Read) -> Iterator[pa.Table]:
+    part, batches = journal
     for i in range(part):
         with pq.ParquetFile(_part(run_dir, table, i)) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group)
-    yield _rows(journal, table)
+    yield _rows(batches, table)
 
 
-def _journal(run_dir: Path) -> tuple[int, list[pa.RecordBatch]]:
+def _journal(run_dir: Path) -> _Read:
     """The number of the part that the journal will become, and its whole batches."""
     batches: list[pa.RecordBatch] = []
     with pa.memory_map(str(run_dir / JOURNAL)) as file:

@@ -28,7 +28,8 @@ class Outlet(Protocol):
 class Published:
     """What left in one step, and what came in."""
 
-    publish_ms: float
+    publish_ms: float | None
+    """`None`: nothing was to be sent"""
     receipts: tuple[Receipt, ...] = ()
     """answers of devices outside the co-simulation"""
     instructions: tuple[Instruction, ...] = ()
@@ -60,20 +61,30 @@ class OutboxSimulator(Stage):
         started = wall_time.perf_counter()
         receipts = tuple(self._outlet.receipts(tick.time))
         if tick.duty is Duty.SKIP:
-            return Published(0.0, receipts)
+            return Published(None, receipts)
         clock = self._clock
-        if not clock.paced:
+        if not clock.paced or not self._reachable:
+            # A broker that was away is asked before there is something new that it cannot have yet.
             await self._flush(tick, self.PATIENCE_S)
         speed = clock.factor if clock.paced else 1.0
+        sent = []
         for instruction in instructions:
             ttl = (instruction.valid_until - instruction.issued_at).total_seconds() / speed
-            self._outlet.send(instruction, ttl)
-        self.counts["instructions-sent"] += len(instructions)
+            try:
+                self._outlet.send(instruction, ttl)
+            except ValueError as error:  # e.g. a region of so many rows that no message holds it
+                self.counts["unsendable"] += 1
+                self._event(
+                    tick.time, "unsendable", step=tick.step, device=instruction.device, why=str(error)
+                )
+            else:
+                sent.append(instruction)
+        self.counts["instructions-sent"] += len(sent)
         self._outlet.heartbeat(tick.step, clock.period_s, clock.on_wall(tick.time + clock.every))
-        if clock.paced:
+        if clock.paced and self._reachable:
             await self._flush(tick, clock.period_s / 2)
         took_ms = (wall_time.perf_counter() - started) * 1e3
-        return Published(took_ms, receipts, instructions)
+        return Published(took_ms, receipts, tuple(sent))
 
     async def _flush(self, tick: Tick, patience_s: float) -> None:
         # While the broker is away one step's wait is enough: the newest values go out by themselves.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -115,7 +115,7 @@ class RecorderSimulator(Stage):
         if regions := _regions(tick, turns):
             tables["regions"] = regions
         if setpoints := self._setpoints(tick, published, receipts):
-            tables["setpoints"] = _columns(setpoints)
+            tables["setpoints"] = setpoints
         if self._with_forecasts and len(forecast.mean) and len(forecast.names):
             tables["forecasts"] = self._forecasts(forecast)
         self._journal.append(tick.step, tables)
@@ -145,18 +145,21 @@ class RecorderSimulator(Stage):
     def _steps(self, tick: Tick, measured: Measured, turns: tuple[Turn, ...], published: Published) -> Rows:
         rows: list[tuple[str | None, str | None, float | None]]
         rows = [(turn.controller, turn.origin, turn.solve_ms) for turn in turns] or [(None, None, None)]
-        return {
-            "step": [tick.step] * len(rows),
-            "time": tick.time,
-            "planned_at": tick.planned_at,
-            "started_at": tick.started_at,
-            "lateness_ms": tick.lateness_ms,
-            "solve_ms": [solve_ms for _, _, solve_ms in rows],
-            "power_flow_ms": measured.power_flow_ms,
-            "publish_ms": published.publish_ms,
-            "controller": [name for name, _, _ in rows],
-            "origin": [origin for _, origin, _ in rows],
-        }
+        return [
+            {
+                "step": tick.step,
+                "time": tick.time,
+                "planned_at": tick.planned_at,
+                "started_at": tick.started_at,
+                "lateness_ms": tick.lateness_ms,
+                "solve_ms": solve_ms,
+                "power_flow_ms": measured.power_flow_ms,
+                "publish_ms": published.publish_ms,
+                "controller": controller,
+                "origin": origin,
+            }
+            for controller, origin, solve_ms in rows
+        ]
 
     def _setpoints(
         self, tick: Tick, published: Published, receipts: Sequence[Receipt]
@@ -169,10 +172,11 @@ class RecorderSimulator(Stage):
             row = self._outstanding.get(key)
             if row is None:
                 continue  # an answer to something expired, or of another run
-            row["outcome"] = receipt.outcome
+            if on_bus or row["acked_at"] is None:  # a device's own word stands above that of its twin
+                row["outcome"] = receipt.outcome
             if on_bus:
                 row["acked_at"] = tick.time
-            if receipt.outcome is Outcome.APPLIED:
+            if receipt.outcome is Outcome.APPLIED is row["outcome"]:
                 row["applied_at"] = row["applied_at"] or receipt.at
             changed[key] = None
         for key, row in self._outstanding.items():
@@ -224,16 +228,6 @@ def _sent(instruction: Instruction, at: datetime) -> dict[str, Any]:
     }
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> Rows:
-    """The rows as columns; a word or time that all rows share stands for all, which Arrow builds faster."""
-    columns: dict[str, Any] = {}
-    for name, first in rows[0].items():
-        values = [row[name] for row in rows]
-        shared = (first is None or isinstance(first, (str, datetime))) and all(x is first for x in values)
-        columns[name] = first if shared else values
-    return columns
-
-
 def _regions(tick: Tick, turns: tuple[Turn, ...]) -> Rows | None:
     rows = []
     for turn in turns:
@@ -259,4 +253,4 @@ def _regions(tick: Tick, turns: tuple[Turn, ...]) -> Rows | None:
                     "power_flows": certificate.power_flows,
                 }
             )
-    return _columns(rows) if rows else None
+    return rows or None

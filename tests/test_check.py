@@ -9,6 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from scenarios.build import build
 from scenarios.check import Problem, ScenarioInvalid, validate
 from scenarios.cli import app
 from scenarios.load import ScenarioUnreadable, load, packaged
@@ -115,7 +116,12 @@ name: mine
         ("expect: [{what: v_pu, between: [0.9, 1.1], sharee: 1}]", "expect.0.sharee", "'share'"),
         ("devices: [{name: bat13, efficiency: [0.9, 1.2]}]", "devices.bat13.efficiency.1", "less than"),
         ("devices: [{name: bat13, e_start_mwh: 99}]", "devices.bat13", "e_start_mwh"),
+        ("controllers: [{name: dso, every: 10min, valid_for: 5min}]", "controllers.dso.valid_for", "lapses"),
+        ("bus: {kind: mqtt, url: 'mqtt://a:99999'}", "bus.url", "65535"),
+        ("grid: {network: 'sys:exit'}", "grid.network", "SystemExit"),
+        ("steps: 99999999999", "(the whole file)", "9999"),
         ("name: a name", "name", "characters"),
+        ("name: ctl", "name", "topics"),
     ],
 )
 def test_each_mistake_speaks(tmp_path: Path, extra: str, path: str, advice: str) -> None:
@@ -157,6 +163,33 @@ def test_extending_merges_maps_and_named_lists(tmp_path: Path) -> None:
     assert mine.grid.engine == "power-grid-model"
     assert [d.name for d in mine.devices] == [*(d.name for d in base.devices), "extra"]
     assert mine.devices[0].model_dump() == {**base.devices[0].model_dump(), "s_mva": 2.0}
+
+
+def test_extending_with_another_kind_replaces_the_whole_map(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "extends: ieee33-quick\nname: mine\nprofiles: {sun: {kind: daily, values: {'00:00': 0.5}}}\n"
+    )
+    mine = validate(load("mine.yaml", folder=tmp_path))
+    assert mine.profiles["sun"].model_dump()["values"] == {"00:00": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("edit", "path", "advice"),
+    [
+        ("{table: line, column: max_i_ka, value: text}", "grid.edits.0.value", "float64"),
+        ("{table: line, column: in_service, value: 3}", "grid.edits.0.value", "bool"),
+        ("{table: line, column: nothing, value: 3}", "grid.edits.0.column", "no column of line"),
+        ("{table: wire, column: x, value: 3}", "grid.edits.0.table", "no table"),
+        ("{table: line, index: [99], column: max_i_ka, value: 3}", "grid.edits.0.index", "not in the net"),
+    ],
+)
+def test_each_wrong_edit_of_the_net_speaks(edit: str, path: str, advice: str) -> None:
+    draft = load("ieee33-quick", [f"grid.edits=[{edit}]"])
+    with pytest.raises(ScenarioInvalid) as caught:
+        build(draft, validate(draft))
+    (problem,) = caught.value.problems
+    assert problem.path == path
+    assert advice in problem.advice
 
 
 def test_an_extended_scenario_finds_its_files_from_elsewhere(tmp_path: Path) -> None:

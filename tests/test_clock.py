@@ -216,3 +216,19 @@ async def test_an_abort_comes_through() -> None:
     time.pass_by(11)
     with pytest.raises(ClockAborted):
         await paced.next(1)
+
+
+async def test_the_first_step_is_not_late_though_time_passes_between_two_looks_at_the_clock() -> None:
+    looked = iter(range(10**6))
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    paced = Clock(
+        START, EVERY, Mode.LIVE, overrun=Overrun.ABORT, monotonic=lambda: next(looked) * 1e-5, sleep=sleep
+    )
+    tick = await paced.tick(0)
+    assert tick.duty is Duty.FULL
+    assert not paced.counts
+    assert waited == [0.0]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from queue import Empty, Queue
@@ -16,8 +17,10 @@ from queue import Empty, Queue
 import numpy as np
 import paho.mqtt.client as paho
 import pytest
+from typer.testing import CliRunner
 
 from bridges.broker import EmbeddedBroker, NoBroker
+from scenarios.cli import app
 from simulators.journal import finished_steps, read
 
 COMMAND = [sys.executable, "-c", "from scenarios.cli import main; main()"]
@@ -95,6 +98,10 @@ def test_exit_status_1_when_an_expectation_fails(tmp_path: Path) -> None:
             "127.0.0.1:1",
         ),
         (["run", "ieee33-quick", "--clock", "sideways"], "clock.mode"),
+        (["run", "ieee33-quick", "--set", "name=ctl"], "word of the topics"),
+        (["run", "ieee33-quick", "--set", "bus.kind=mqtt", "--set", "bus.url=mqtt://a:99999"], "port"),
+        (["run", "ieee33-quick", "--set", "controllers.dso.valid_for=3000000d"], "9999"),
+        (["run", "ieee33-quick", "--set", "controllers.dso.options.intervals=7"], "covers 6"),
         (["report", "nowhere"], "does not exist"),
     ],
 )
@@ -261,13 +268,104 @@ def test_ctrl_c_ends_cleanly_with_everything_kept(tmp_path: Path, start: Start) 
     process.send_signal(signal.SIGINT)
     printed = wait_for(lines, "stopped on request")
     status = process.wait(PATIENCE_S)
-    assert status in (0, 1), printed
+    assert status == 130, printed
     assert not any("Traceback" in line for line in printed)
     directory = run_in(tmp_path)
     manifest = json.loads((directory / "manifest.json").read_text())
     assert manifest["steps_done"] == len(read(directory, "steps")) >= 3
     assert (directory / "verdicts.json").exists()
     assert not (directory / "journal.arrows").exists()
+
+
+def test_a_second_ctrl_c_ends_even_a_controller_that_does_not_return(tmp_path: Path, start: Start) -> None:
+    (tmp_path / "stuck.py").write_text(
+        "import time\nfrom controllers.envelopes import EqualRanges\n"
+        "class Stuck(EqualRanges):\n"
+        "    def step(self, observation):\n"
+        "        if observation.time.minute == 15:\n"
+        "            print('step stuck', flush=True)\n"
+        "            while True:\n"
+        "                time.sleep(0.01)\n"
+        "        return super().step(observation)\n"
+    )
+    (tmp_path / "stuck.yaml").write_text(
+        "extends: ieee33-quick\nname: stuck\nbus: {kind: memory}\n"
+        "controllers: [{name: dso, uses: 'stuck.py:Stuck'}]\n"
+    )
+    process, lines = start(str(tmp_path / "stuck.yaml"))
+    wait_for(lines, "step stuck")
+    status = None
+    for _ in range(100):  # two at the same moment count as one
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            status = process.wait(0.3)
+            break
+    assert status == 130
+    wait_for(lines, "ended at once")
+    (directory,) = tmp_path.glob("stuck-*")
+    assert finished_steps(directory) == 3
+
+
+def test_a_full_disk_breaks_the_run_and_keeps_its_steps(tmp_path: Path) -> None:
+    # A limit on the size of a file stands in for the disk's.
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000));"
+        "from scenarios.cli import main; main()"
+    )
+    words = ["run", "ieee33-quick", "--out", str(tmp_path), "--set", "bus.kind=memory", "--set", "steps=100"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "broke after" in done.stdout
+    directory = run_in(tmp_path)
+    assert 0 < finished_steps(directory) < 100
+
+
+THEIRS = {  # what a third party's controller may do wrong, and what is said of it
+    "raises": ("raise RuntimeError('sensor gone')", "RuntimeError: sensor gone"),
+    "leaves": ("import sys; sys.exit(7)", "SystemExit: 7"),
+    "is_none": ("return None", "not a Decision"),
+}
+
+
+@pytest.mark.parametrize("what", THEIRS)
+def test_a_third_partys_mistake_does_not_end_the_run(tmp_path: Path, what: str) -> None:
+    body, said = THEIRS[what]
+    (tmp_path / "bad.py").write_text(
+        f"class Bad:\n    def __init__(self, site): pass\n    def step(self, observation): {body}\n"
+    )
+    (tmp_path / "bad.yaml").write_text(
+        "extends: ieee33-quick\nname: bad\nbus: {kind: memory}\nsteps: 3\n"
+        "controllers: [{name: dso, uses: 'bad.py:Bad'}]\nexpect: []\n"
+    )
+    done = gridpace("run", str(tmp_path / "bad.yaml"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert "3 controller-raised" in done.stdout
+    assert said in done.stdout
+
+
+@pytest.mark.parametrize("body", ["import sys; sys.exit(0)", "raise OSError('no licence')", "1 / 0"])
+@pytest.mark.parametrize("place", ["import", "constructor"])
+def test_a_third_partys_mistake_before_the_start_is_bad_input(tmp_path: Path, body: str, place: str) -> None:
+    (tmp_path / "bad.py").write_text(
+        f"{body if place == 'import' else ''}\n"
+        f"class Bad:\n    def __init__(self, site): {body if place == 'constructor' else 'pass'}\n"
+        "    def step(self, observation): pass\n"
+    )
+    (tmp_path / "bad.yaml").write_text(
+        "extends: ieee33-quick\nname: bad\ncontrollers: [{name: dso, uses: 'bad.py:Bad'}]\n"
+    )
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "bad.yaml")])
+    assert result.exit_code == 2
+    assert "controllers.dso" in result.output or "controllers.0" in result.output
 
 
 PROPORTIONAL = '''\

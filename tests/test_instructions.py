@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from controllers import (
+    Certificate,
     ControlError,
     Controller,
     Decision,
@@ -338,6 +339,10 @@ def test_what_a_controller_raises_is_an_event_and_its_last_word_holds(error: Exc
         (lambda o: {"a": 1.0}, "not a Decision"),
         (lambda o: says(o.time - STEP), "asked was"),
         (lambda o: says(o.time, origin="best"), "not an Origin"),
+        (lambda o: says(o.time, kind="cut"), "not a Kind"),
+        (lambda o: says(o.time, certificates={"a": "fine"}), "certificate for 'a' is a str"),
+        (lambda o: says(o.time, certificates={"a": Certificate(worst_v_pu="n/a")}), "no number"),
+        (lambda o: says(o.time, certificates={"a": Certificate(worst_v_pu=np.nan)}), "no number"),
         (lambda o: says(o.time, setpoints={"z": Setpoint(p_mw=1)}), "'z', which is no device"),
         (lambda o: says(o.time, setpoints={"a": 0.5}), "float, not a Setpoint"),
         (lambda o: says(o.time, setpoints={"a": Setpoint(p_mw=float("nan"))}), "no target"),
@@ -411,3 +416,23 @@ async def test_a_paced_solve_does_not_block_the_loop() -> None:
     await waiting
     assert controller.threads != [threading.get_ident()]
     assert set(simulator.out["controllers"]["instructions"]) == {"a"}
+
+
+def test_a_region_with_its_axes_in_another_order_means_the_same() -> None:
+    swapped = Region.box(q_mvar=(-0.1, 0.2), p_mw=(0.3, 0.5))
+    told = Loop(("dso", always(regions={"a": swapped}), 1, 2)).step(0)
+    region = told["a"].region
+    assert region is not None
+    assert region.axes == ("p_mw", "q_mvar")
+    assert region.limits("p_mw") == pytest.approx((0.3, 0.5))
+    assert region.limits("q_mvar") == pytest.approx((-0.1, 0.2))
+
+
+def test_a_step_in_which_nobody_is_asked_has_no_solve_time() -> None:
+    loop = Loop(("dso", always(regions={"a": upto(0.3)}), 1, 2))
+    loop.step(0)
+    (asked,) = loop.turns
+    loop.step(1, Duty.HOLD)
+    (held,) = loop.turns
+    assert asked.solve_ms is not None
+    assert held.solve_ms is None

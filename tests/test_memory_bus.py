@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,7 +16,7 @@ from bridges.instruction import to_instruction
 from bridges.memory import MemoryBus, MemoryHub
 from bridges.publisher import Publisher, last_will
 from bridges.table import Entry, LatestValues
-from controllers.contract import Instruction
+from controllers.contract import Instruction, Origin
 from controllers.region import Region
 
 NOON = datetime(2026, 6, 21, 12, tzinfo=UTC)
@@ -245,7 +246,8 @@ async def test_a_device_hears_the_controller_and_answers() -> None:
         device.subscribe(wire.device_topic("r1", "f1", "pv-1", "setpoint"))
         device.subscribe(wire.control_topic("r1"))
         publisher = Publisher(bus, run="r1", area="f1", epoch=2)
-        publisher.send(instruction(), 300, origin="optimal", why="upper voltage at bus 17")
+        why = "upper voltage at bus 17"
+        publisher.send(replace(instruction(), origin=Origin.OPTIMAL, why=why), 300)
         publisher.send(instruction(device="pv-2"), 300)
         publisher.heartbeat(0, 300, NOON + timedelta(minutes=5))
         assert await publisher.flush(1)

@@ -6,15 +6,18 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bridges import wire
 from bridges.broker import EmbeddedBroker, NoBroker
 from bridges.memory import MemoryBus, MemoryHub
+from bridges.mqtt import MqttBus
 from bridges.publisher import Publisher
 from controllers.contract import Instruction
 from controllers.devices import still
@@ -101,6 +104,46 @@ async def test_a_paced_clock_speaks_of_wall_time_to_devices() -> None:
     assert message.ttl_ms == 15_000
 
 
+async def test_an_instruction_that_no_message_holds_is_an_event_and_the_others_leave() -> None:
+    hub, log = MemoryHub(), Log()
+    angle = np.linspace(0, 2 * np.pi, 2000)
+    huge = Region(("p_mw", "q_mvar"), np.column_stack([np.cos(angle), np.sin(angle)]), np.ones(2000))
+    async with MemoryBus(hub) as ours:
+        clock = Clock(START, EVERY)
+        outbox = OutboxSimulator(BusOutlet(Publisher(ours, run="r", area="a", epoch=1), clock), clock, log)
+        published = await outbox.run(tick(0), (replace(instruction(), region=huge), instruction()))
+    assert len(published.instructions) == 1
+    assert [what for what, _ in log.events] == ["unsendable"]
+    assert outbox.counts["instructions-sent"] == 1
+
+
+async def test_a_paced_run_sees_its_broker_come_back() -> None:
+    broker = EmbeddedBroker(prefer="mosquitto")
+    try:
+        await broker.start()
+    except NoBroker as error:
+        pytest.skip(f"needs mosquitto: {error}")
+    log, time = Log(), FakeTime()
+    sources = {"monotonic": time.monotonic, "wall": time.wall, "sleep": time.sleep}
+    clock = Clock(START, timedelta(seconds=1), Mode.LIVE, **sources)  # type: ignore[arg-type]
+    try:
+        async with MqttBus(broker.url, client_id="ours") as bus:
+            outbox = OutboxSimulator(BusOutlet(Publisher(bus, run="r", area="a", epoch=1), clock), clock, log)
+            await outbox.run(tick(0), (instruction(1),))
+            await broker.stop(kill=True)
+            await outbox.run(tick(1), (instruction(2),))
+            assert [what for what, _ in log.events] == ["bus-unreachable"]
+            await broker.start()
+            assert await bus.flush(20)  # connected again, and told the newest
+            await outbox.run(tick(2), (instruction(3),))
+            assert [what for what, _ in log.events] == ["bus-unreachable", "bus-reachable"]
+            published = await outbox.run(tick(3), (instruction(4),))
+            assert published.publish_ms is not None
+            assert outbox.counts["bus-unreachable"] == 1
+    finally:
+        await broker.stop()
+
+
 async def test_an_absent_broker_is_one_event_and_every_step_is_counted() -> None:
     hub, log = MemoryHub(), Log()
     async with MemoryBus(hub) as ours:
@@ -158,6 +201,21 @@ def test_an_acknowledgement_and_a_twins_receipt_make_one_row(
     (row,) = read(tmp_path, "setpoints").to_pylist()
     assert row["outcome"] == "applied"
     assert row["applied_at"] == START + EVERY
+    assert row["acked_at"] == START + bus_step * EVERY
+
+
+@pytest.mark.parametrize("bus_step", [1, 2])
+def test_a_devices_own_refusal_stands_above_its_twins_word(
+    recorder: RecorderSimulator, tmp_path: Path, bus_step: int
+) -> None:
+    record(recorder, 0, Published(0.0, (), (instruction(),)))
+    for step in (1, 2):
+        refused = Receipt("pv6", 1, 1, START + step * EVERY, Outcome.REFUSED)
+        applied = Receipt("pv6", 1, 1, START + EVERY, Outcome.APPLIED)
+        heard, twin = (refused,) if step == bus_step else (), (applied,) if step == 1 else ()
+        record(recorder, step, Published(0.0, heard), twin)
+    (row,) = read(tmp_path, "setpoints").to_pylist()
+    assert row["outcome"] == "refused"
     assert row["acked_at"] == START + bus_step * EVERY
 
 

@@ -51,7 +51,7 @@ def test_an_hour_holds_and_leaves_every_table(quick: Result) -> None:
         assert len(rows), table
     assert len(frame(quick, "buses")) == 12 * 33
     assert len(frame(quick, "regions")) == 12 * 6
-    assert len(frame(quick, "forecasts")) == 12 * 12 * (32 + 6)
+    assert len(frame(quick, "forecasts")) == 12 * 6 * (32 + 6)
     manifest = json.loads((quick.directory / "manifest.json").read_text())
     assert manifest["exit"]["status"] == 0
     assert manifest["steps_done"] == 12
@@ -188,7 +188,7 @@ async def test_a_request_to_stop_ends_after_the_step_in_progress(tmp_path: Path)
     result = await do(
         "ieee33-quick", tmp_path, stop=stop, on_step=lambda step: stop.set() if step == 4 else None
     )
-    assert result.steps == 5
+    assert (result.steps, result.exit) == (5, Exit.STOPPED)
     assert "stopped on request after 5 of 12 steps" in result.why
     assert sorted(frame(result, "steps").step) == [0, 1, 2, 3, 4]
     assert len(frame(result, "buses")) == 5 * 33
@@ -294,3 +294,33 @@ async def test_infeasible_controllers_leave_devices_to_their_last_envelope_then_
     events = [json.loads(line) for line in (result.directory / "events.jsonl").read_text().splitlines()]
     assert [e["what"] for e in events] == ["infeasible"] * 8
     assert events[0]["why"] == "not in the mood"
+
+
+async def test_a_fallback_named_in_the_scenario_speaks_when_the_first_has_no_decision(tmp_path: Path) -> None:
+    (tmp_path / "never.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from controllers import Infeasible, Site\n"
+        "@dataclass\n"
+        "class Never:\n"
+        "    site: Site\n"
+        "    def step(self, observation):\n"
+        "        raise Infeasible('never')\n"
+    )
+    (tmp_path / "never.yaml").write_text(
+        "extends: ieee33-quick\nname: never\nsteps: 3\n"
+        "controllers:\n  - {name: dso, uses: 'never.py:Never',\n"
+        "     fallback: 'controllers.envelopes.equal_ranges:EqualRanges'}\n"
+    )
+    result = await do(tmp_path / "never.yaml", tmp_path / "out")
+    assert result.exit is Exit.HELD
+    assert list(frame(result, "steps").origin) == ["fallback"] * 3
+    sources = json.loads((result.directory / "manifest.json").read_text())["sources"]
+    assert any("P-E" in source for source in sources)
+
+
+async def test_a_run_stopped_before_its_first_step_holds_nothing(tmp_path: Path) -> None:
+    stop = asyncio.Event()
+    stop.set()
+    result = await do("ieee33-quick", tmp_path, stop=stop)
+    assert (result.steps, result.exit) == (0, Exit.STOPPED)
+    assert not any(v.held for v in result.verdicts)

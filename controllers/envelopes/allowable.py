@@ -9,7 +9,8 @@ Source: seed 004, constraint (10)/(A1); LinDistFlow rows as in Baran and Wu.
 | W      | `W(...)` | what is left of each limit at zero injection      | pu^2 or MVA  |
 
 A and B depend on the network alone and are built once; W follows the background injections.
-A flow limit is a circle; its rows are the edges of the inscribed polygon, so the limit is kept.
+A flow limit is a circle; its rows are the edges of the inscribed polygon, which lies inside. It bounds
+the apparent power at rated voltage and without losses, not the current that a loading is made of.
 """
 
 from __future__ import annotations

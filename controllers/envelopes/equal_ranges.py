@@ -38,6 +38,9 @@ from controllers.solve import solve
 
 Array = npt.NDArray[np.float64]
 
+ROUNDING = 1e-9
+"""How far below zero the room in a row may be and still count as none."""
+
 
 @dataclass
 class EqualRanges:
@@ -45,8 +48,9 @@ class EqualRanges:
 
     The background load of the coming step is the forecast's mean; of several steps, the one that
     leaves each row the least room counts. The guarantee holds in the linear model and while the
-    devices inject no reactive power; the AC power flow may differ (LinDistFlow overestimates
-    voltages).
+    devices inject no reactive power. The AC power flow may differ: LinDistFlow has no losses and
+    overestimates voltages, and a loading is a current, which at 0.9 pu is a ninth more than the
+    power at rated voltage that is limited here.
 
     Args:
         site: network, devices and limits.
@@ -102,12 +106,13 @@ class EqualRanges:
         ahead = range(max(1, min(self.intervals, len(observation.forecast.mean))))
         loads = [self._rows.background(observation.forecast.at(i)) for i in ahead]
         W = np.min([self._rows.W(p_mw, q_mvar) for p_mw, q_mvar in loads], axis=0)
-        if (W < 0).any():
+        if (W < -ROUNDING).any():
             worst = int(np.argmin(W))
             raise Infeasible(
                 f"{self._rows.names[worst]}: broken by {-W[worst]:.4g} before any device injects; "
                 "relieve the network or widen its limits"
             )
+        W = np.maximum(W, 0.0)
         t_u, t_l, row_u, row_l = ranges(self._use, W)
         if self.form == "lp":
             t_u, t_l = self._export.widest(W), self._import.widest(W)
