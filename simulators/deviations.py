@@ -116,6 +116,8 @@ class StochasticProcess:
         self._transform = transform
         self._step = -1
         self._z = np.zeros(len(names))
+        self._intervals = 0
+        self._seen: tuple[Array, Array, Array] | None = None
 
     def advance(self, step: int) -> None:
         """Move on to `step`; raises ValueError for a step of the past."""
@@ -124,24 +126,34 @@ class StochasticProcess:
             # The first deviation has the stationary law, so that no run-in is seen.
             self._z = eps if k == 0 else self._phi * self._z + np.sqrt(1.0 - self._phi**2) * eps
             self._step = k
+            self._seen = None
 
     def now(self) -> Array:
         """(names,) values at the current step [pu]."""
-        at = self._calendar.at(np.array([started(self._step)]))
-        return self._transform(at, self._z[None, :, None])[0, :, 0]
+        return self._look(self._intervals)[0]
 
     def forecast(self, intervals: int) -> tuple[Array, Array]:
         """Mean and standard deviation (intervals, names) [pu] by quadrature over z."""
-        lead = np.arange(1, intervals + 1)
-        at = self._calendar.at(started(self._step) + lead)
-        kept = self._phi**lead
-        spread = np.sqrt(1.0 - kept**2)
-        z = (kept[:, None] * self._z)[:, :, None] + (spread[:, None] * NODES)[:, None, :]
-        values = self._transform(at, z)
-        mean = values @ WEIGHTS
-        values -= mean[:, :, None]
-        values *= values
-        return mean, np.sqrt(values @ WEIGHTS)
+        if intervals != self._intervals:
+            self._intervals, self._seen = intervals, None
+        return self._look(intervals)[1:]
+
+    def _look(self, intervals: int) -> tuple[Array, Array, Array]:
+        """Values now, and mean and spread of those to come: one transformation for all of them, since
+        calling it costs more than its arithmetic. Row 0 is now, known exactly."""
+        step = started(self._step)
+        if self._seen is None:
+            lead = np.arange(intervals + 1)
+            kept = self._phi**lead
+            spread = np.sqrt(1.0 - kept**2)
+            z = (kept[:, None] * self._z)[:, :, None] + (spread[:, None] * NODES)[:, None, :]
+            values = self._transform(self._calendar.at(step + lead), z)
+            now, coming = values[0, :, 0].copy(), values[1:]
+            mean = coming @ WEIGHTS
+            coming -= mean[:, :, None]
+            coming *= coming
+            self._seen = now, mean, np.sqrt(coming @ WEIGHTS)
+        return self._seen
 
     def must_cover(self, until: datetime) -> None:
         """Holds for every instant: the process has no end."""
