@@ -19,7 +19,7 @@ from power_grid_model import ComponentType, DatasetType, LoadGenType, PowerGridM
 from scipy.sparse.linalg import splu
 
 from controllers.network import Flows
-from simulators.per_unit import NO_RATING_KA, PLACED, Array, PerUnit, per_unit
+from simulators.per_unit import PLACED, Array, PerUnit, per_unit
 
 MAX_ITERATIONS = 20
 """of Newton's method, for both engines; a solvable case takes three to six"""
@@ -37,18 +37,21 @@ START = [idx_bus.VM, idx_bus.VA]
 class PandapowerEngine:
     """The power flow of `pandapower.runpp`, on a copy of the net.
 
-    After a first `runpp` without injections pandapower reuses its admittances (`recycle`). Each case starts
-    from a fixed-point solution (`_Guess`), so that Newton's method has little left to do and the answer does
-    not depend on the cases before. A case that fails so is tried once more by a plain `runpp`.
+    After a first `runpp` without injections pandapower reuses its admittances (`recycle`) and leaves its
+    result tables as they are: filling them takes longer than the solution. Flows follow from the voltages by
+    `PerUnit.flows`. Each case starts from a fixed-point solution (`_Guess`), so that Newton's method has
+    little left to do and the answer does not depend on the cases before. A case that fails so is tried once
+    more by a plain `runpp`.
 
     Raises:
         NetworkRefused: see `per_unit`.
     """
 
     def __init__(self, net: pandapowerNet) -> None:
-        model = per_unit(net)
+        self._model = model = per_unit(net)
         self.buses = model.buses
         self.branches = _reported(model)
+        self._shown = [i for i, name in enumerate(model.branches) if name in set(self.branches)]
         self._net = work = copy.deepcopy(net)
         work.user_pf_options = {}
         for table in PLACED:
@@ -58,37 +61,24 @@ class PandapowerEngine:
                 work[table] = work[table].iloc[0:0]
         self._at = np.array([int(bus) for bus in self.buses])
         pp.create_sgens(work, self._at, p_mw=0.0, q_mvar=0.0)
-        self._rows = work.bus.index.get_indexer(self._at)
-        self._lines = work.line.index.get_indexer(_indices(self.branches, "line"))
-        self._trafos = work.trafo.index.get_indexer(_indices(self.branches, "trafo"))
-        bare = work.line.max_i_ka.to_numpy(float)[self._lines]
-        self._unrated = np.isnan(bare) | (bare >= NO_RATING_KA)
         self._alone = len(model.v_base_kv) == 1
         self._guess: _Guess | None = None
 
     def solve(self, p_mw: Array, q_mvar: Array) -> Flows:
         """Solve one case after the other; see `controllers.network.PowerFlow`."""
         p_mw, q_mvar = _checked(self.buses, p_mw, q_mvar)
+        model = self._model
         flows = _missing(len(p_mw), len(self.buses), len(self.branches))
-        lines = len(self._lines)
+        v = np.full((len(p_mw), len(model.v_base_kv)), np.nan, dtype=np.complex128)
         for case, (p, q) in enumerate(zip(p_mw, q_mvar, strict=True)):
-            if not self._run(p, q):
-                continue
-            net = self._net
-            flows.converged[case] = True
-            flows.v_pu[case] = net.res_bus.vm_pu.to_numpy()[self._rows]
-            for array, line, trafo in (
-                (flows.p_mw, "p_from_mw", "p_hv_mw"),
-                (flows.q_mvar, "q_from_mvar", "q_hv_mvar"),
-                (flows.loading_percent, "loading_percent", "loading_percent"),
-            ):
-                array[case, :lines] = net.res_line[line].to_numpy()[self._lines]
-                array[case, lines:] = net.res_trafo[trafo].to_numpy()[self._trafos]
-            flows.loading_percent[case, :lines][self._unrated] = np.nan
+            if self._run(p, q):
+                flows.converged[case] = True
+                v[case] = self._voltages()
+        _fill(flows, model, self._shown, v)
         return flows
 
     def _run(self, p_mw: Array, q_mvar: Array) -> bool:
-        """Solve one case into the copy's result tables; whether it converged."""
+        """Solve one case on the copy; whether it converged."""
         if self._alone:
             # Without a second node pandapower solves nothing, so there is nothing to reuse.
             self._inject(p_mw, q_mvar)
@@ -98,6 +88,7 @@ class PandapowerEngine:
             if not self._runpp():
                 return False
             self._guess = _Guess(self._net, self._at)
+            self._net._options["only_v_results"] = True
         self._inject(p_mw, q_mvar)
         self._guess.write(self._net, p_mw + 1j * q_mvar)
         if self._runpp(recycle={"bus_pq": True, "gen": False, "trafo": False}):
@@ -125,7 +116,14 @@ class PandapowerEngine:
                 )
         except LoadflowNotConverged:
             return False
-        return True
+        return bool(self._net._ppc["success"])
+
+    def _voltages(self) -> npt.NDArray[np.complex128]:
+        """(nodes,) of the case solved last."""
+        if self._alone:
+            model = self._model
+            return np.full(1, model.slack_v_pu * np.exp(1j * np.deg2rad(model.slack_degree)))
+        return np.asarray(self._net._ppc["internal"]["V"])
 
 
 class _Guess:
@@ -201,11 +199,7 @@ class PowerGridModelEngine:
         node: Any = out[ComponentType.node]
         v = node["u_pu"] * np.exp(1j * node["u_angle"])
         v[~flows.converged] = np.nan
-        power, loading = model.flows(v)
-        flows.v_pu[:] = abs(v)[:, model.node]
-        flows.p_mw[:] = power.real[:, self._shown]
-        flows.q_mvar[:] = power.imag[:, self._shown]
-        flows.loading_percent[:] = loading[:, self._shown]
+        _fill(flows, model, self._shown, v)
         return flows
 
 
@@ -259,8 +253,13 @@ def _reported(model: PerUnit) -> tuple[str, ...]:
     return tuple(name for name in model.branches if not name.startswith("switch:"))
 
 
-def _indices(branches: tuple[str, ...], table: str) -> list[int]:
-    return [int(name.partition(":")[2]) for name in branches if name.startswith(f"{table}:")]
+def _fill(flows: Flows, model: PerUnit, shown: list[int], v: npt.NDArray[np.complex128]) -> None:
+    """Answers for node voltages (cases, nodes), NaN where a case has no solution."""
+    power, loading = model.flows(v)
+    flows.v_pu[:] = abs(v)[:, model.node]
+    flows.p_mw[:] = power.real[:, shown]
+    flows.q_mvar[:] = power.imag[:, shown]
+    flows.loading_percent[:] = loading[:, shown]
 
 
 def _missing(cases: int, buses: int, branches: int) -> Flows:
