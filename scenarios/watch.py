@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from scenarios.build import Built
@@ -67,13 +67,14 @@ class Watcher:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=progress.step + 1, now=line)
         else:
-            self.say(f"step {progress.step + 1}/{self._scenario.steps} {line}")
+            self.say(f"step {line}")
 
     def _line(self, progress: Recorded, counts: Counter[str]) -> str:
         words = []
         tick = progress.tick
         if tick is not None:
-            words.append(f"{tick.time:%m-%d %H:%M:%S}")
+            seconds = self._scenario.every.total_seconds() % 60 != 0
+            words.append(f"{tick.time:%m-%d %H:%M:%S}" if seconds else f"{tick.time:%m-%d %H:%M}")
             words += [f"{turn.controller} {turn.origin}" for turn in progress.turns]
             if tick.lateness_ms is not None:
                 words.append(f"{tick.lateness_ms:.0f} ms late")
@@ -84,7 +85,7 @@ class Watcher:
         else:
             words.append("no voltages")
         words.append(f"{counts['acknowledged']}/{counts['published']} acked")
-        return ", ".join(words)
+        return f"{progress.step + 1}/{self._scenario.steps} " + ", ".join(words)
 
     def end(self) -> None:
         if self._bar is not None:
@@ -98,8 +99,7 @@ def watch(scenario: Scenario, *, quiet: bool = False, log_every_s: float = 10.0)
         yield Watcher(scenario, None, quiet, log_every_s)
         return
     columns = (
-        MofNCompleteColumn(),
-        BarColumn(bar_width=8),
+        BarColumn(bar_width=6),
         TextColumn("{task.fields[now]}", table_column=Column(ratio=1, no_wrap=True)),
     )
     with Progress(*columns, console=console(), transient=True) as bar:
