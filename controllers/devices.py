@@ -14,7 +14,7 @@ battery that charges and a load that consumes have negative `p_mw`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import acos, tan
 from typing import ClassVar, Protocol
@@ -105,99 +105,13 @@ def still() -> Region:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PvInverter:
-    """Photovoltaic inverter: 0 <= P <= available, P^2 + Q^2 <= S^2."""
-
-    name: str
-    bus: str
-    s_mva: float
-    p_mw: float
-    """rated power of the modules"""
-    weight: float
-    default: Region
-    curtailable: ClassVar[bool] = True
-
-    @property
-    def rating_mw(self) -> float:
-        return self.p_mw
-
-    @cached_property
-    def _circle(self) -> Region:
-        return circle(self.s_mva)
-
-    def wish(self, drive: float | None) -> float:
-        return min(self.p_mw * drive, self.s_mva) if drive else 0.0
-
-    def reactive(self, p_mw: float) -> float:
-        return 0.0
-
-    def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
-        return self._circle & band(0.0, max(self.wish(drive), 0.0))
-
-    def initial(self) -> DeviceState:
-        return DeviceState()
-
-    def advance(self, state: DeviceState, p_mw: float, q_mvar: float, every_s: float) -> DeviceState:
-        return DeviceState(p_mw, q_mvar)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindTurbine:
-    """Wind turbine: 0 <= P <= available, |Q| <= P tan(phi) by its least power factor."""
+class _Connected:
+    """What every kind has, and what most kinds do: no storage, no reactive power of their own accord."""
 
     name: str
     bus: str
     p_mw: float
-    """rated power"""
-    power_factor: float
-    """least power factor; 1 means no reactive power"""
-    weight: float
-    default: Region
-    curtailable: ClassVar[bool] = True
-
-    @property
-    def rating_mw(self) -> float:
-        return self.p_mw
-
-    @cached_property
-    def _cone(self) -> Region:
-        slope = tan(acos(self.power_factor))
-        return Region(AXES, np.array([[-slope, 1.0], [-slope, -1.0]]), np.zeros(2))
-
-    def wish(self, drive: float | None) -> float:
-        return self.p_mw * drive if drive else 0.0
-
-    def reactive(self, p_mw: float) -> float:
-        return 0.0
-
-    def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
-        return self._cone & band(0.0, max(self.wish(drive), 0.0))
-
-    def initial(self) -> DeviceState:
-        return DeviceState()
-
-    def advance(self, state: DeviceState, p_mw: float, q_mvar: float, every_s: float) -> DeviceState:
-        return DeviceState(p_mw, q_mvar)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Battery:
-    """Battery: P^2 + Q^2 <= S^2, |P| <= rated, and energy between its bounds at the interval's end.
-
-    Discharging P for h hours takes P h / eta_d from the store; charging -P puts -P h eta_c into it.
-    """
-
-    name: str
-    bus: str
-    p_mw: float
-    """rated power, both ways"""
-    s_mva: float
-    e_mwh: float
-    """capacity"""
-    e_min_mwh: float
-    e_start_mwh: float
-    efficiency: tuple[float, float]
-    """charging, discharging"""
+    """rated power, positive: of the modules, the turbine, the store both ways, the consumption, the engine"""
     weight: float
     default: Region
     curtailable: ClassVar[bool] = False
@@ -206,15 +120,72 @@ class Battery:
     def rating_mw(self) -> float:
         return self.p_mw
 
-    @cached_property
-    def _circle(self) -> Region:
-        return circle(self.s_mva)
-
     def wish(self, drive: float | None) -> float:
         return self.p_mw * drive if drive else 0.0
 
     def reactive(self, p_mw: float) -> float:
         return 0.0
+
+    def initial(self) -> DeviceState:
+        return DeviceState()
+
+    def advance(self, state: DeviceState, p_mw: float, q_mvar: float, every_s: float) -> DeviceState:
+        return DeviceState(p_mw, q_mvar)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PvInverter(_Connected):
+    """Photovoltaic inverter: 0 <= P <= available, P^2 + Q^2 <= S^2."""
+
+    s_mva: float
+    curtailable: ClassVar[bool] = True
+
+    @cached_property
+    def _circle(self) -> Region:
+        return circle(self.s_mva)
+
+    def wish(self, drive: float | None) -> float:
+        return min(self.p_mw * drive, self.s_mva) if drive else 0.0
+
+    def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
+        return self._circle & band(0.0, max(self.wish(drive), 0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindTurbine(_Connected):
+    """Wind turbine: 0 <= P <= available, |Q| <= P tan(phi) by its least power factor."""
+
+    power_factor: float
+    """least power factor; 1 means no reactive power"""
+    curtailable: ClassVar[bool] = True
+
+    @cached_property
+    def _cone(self) -> Region:
+        slope = tan(acos(self.power_factor))
+        return Region(AXES, np.array([[-slope, 1.0], [-slope, -1.0]]), np.zeros(2))
+
+    def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
+        return self._cone & band(0.0, max(self.wish(drive), 0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Battery(_Connected):
+    """Battery: P^2 + Q^2 <= S^2, |P| <= rated, and energy between its bounds at the interval's end.
+
+    Discharging P for h hours takes P h / eta_d from the store; charging -P puts -P h eta_c into it.
+    """
+
+    s_mva: float
+    e_mwh: float
+    """capacity"""
+    e_min_mwh: float
+    e_start_mwh: float
+    efficiency: tuple[float, float]
+    """charging, discharging"""
+
+    @cached_property
+    def _circle(self) -> Region:
+        return circle(self.s_mva)
 
     def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
         hours = every_s / 3600
@@ -237,23 +208,12 @@ class Battery:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlexibleLoad:
+class FlexibleLoad(_Connected):
     """Load that can be reduced to a firm part; its power factor is fixed, Q = P tan(phi)."""
 
-    name: str
-    bus: str
-    p_mw: float
-    """rated consumption, positive"""
     firm_mw: float
     """consumption that cannot be reduced, positive"""
     power_factor: float
-    weight: float
-    default: Region
-    curtailable: ClassVar[bool] = False
-
-    @property
-    def rating_mw(self) -> float:
-        return self.p_mw
 
     @cached_property
     def _coupling(self) -> Region:
@@ -273,31 +233,14 @@ class FlexibleLoad:
     def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
         return self._coupling & band(self.wish(drive), -self.firm_mw)
 
-    def initial(self) -> DeviceState:
-        return DeviceState()
-
-    def advance(self, state: DeviceState, p_mw: float, q_mvar: float, every_s: float) -> DeviceState:
-        return DeviceState(p_mw, q_mvar)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Generator:
+class Generator(_Connected):
     """Diesel engine or micro-turbine: P_min <= P <= P_max, bounded ramp, P^2 + Q^2 <= S^2."""
 
-    name: str
-    bus: str
-    p_mw: float
-    """rated power"""
     p_min_mw: float
     s_mva: float
     ramp_mw_per_min: float
-    weight: float
-    default: Region
-    curtailable: ClassVar[bool] = False
-
-    @property
-    def rating_mw(self) -> float:
-        return self.p_mw
 
     @cached_property
     def _circle(self) -> Region:
@@ -306,15 +249,9 @@ class Generator:
     def wish(self, drive: float | None) -> float:
         return max(self.p_mw * (drive or 0.0), self.p_min_mw)
 
-    def reactive(self, p_mw: float) -> float:
-        return 0.0
-
     def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
         step = self.ramp_mw_per_min * every_s / 60
         return self._circle & band(max(self.p_min_mw, state.p_mw - step), min(self.p_mw, state.p_mw + step))
 
     def initial(self) -> DeviceState:
         return DeviceState(p_mw=self.p_min_mw)
-
-    def advance(self, state: DeviceState, p_mw: float, q_mvar: float, every_s: float) -> DeviceState:
-        return replace(state, p_mw=p_mw, q_mvar=q_mvar)

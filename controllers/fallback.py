@@ -18,11 +18,6 @@ class Fallback:
     first: Controller
     second: Controller
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Sources of both methods."""
-        return tuple(s for c in (self.first, self.second) for s in getattr(c, "sources", ()))
-
     def step(self, observation: Observation) -> Decision:
         try:
             return self.first.step(observation)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, assert_never
 
 import numpy as np
 from pandapower.auxiliary import pandapowerNet
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
+from controllers.contract import Controller
 from controllers.devices import (
     Battery,
     Device,
@@ -98,7 +98,7 @@ def build(draft: Draft, scenario: Scenario) -> Built:
         power_flow=certifier,
     )
     seats = tuple(_seat(draft, scenario, site, i) for i in range(len(scenario.controllers)))
-    sources = dict.fromkeys(source for seat in seats for source in getattr(seat.controller, "sources", ()))
+    sources = dict.fromkeys(source for seat in seats for source in _sources(seat.controller))
     driven = _driven(draft, scenario, devices, loads)
     return Built(scenario, site, engine, driven, seats, tuple(sources))
 
@@ -249,6 +249,12 @@ def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
     return Seat(part.name, controller, every // scenario.every, part.valid_for or 2 * every)
 
 
+def _sources(controller: Controller) -> tuple[str, ...]:
+    if isinstance(controller, Fallback):
+        return _sources(controller.first) + _sources(controller.second)
+    return tuple(getattr(controller, "sources", ()))
+
+
 def _driven(
     draft: Draft, scenario: Scenario, devices: Mapping[str, Device], loads: Mapping[str, Load]
 ) -> tuple[Driven, ...]:
@@ -275,8 +281,3 @@ def _driven(
             raise _refused(draft, f"profiles.{profile}", profile, str(error)) from None
         driven.append(Driven(process, np.array([rating for _, rating in follow])))
     return tuple(driven)
-
-
-def describe(source: str | Path) -> str:
-    """How a scenario is named to a person."""
-    return Path(source).stem

@@ -238,3 +238,11 @@ def test_the_schema_describes_every_key() -> None:
     assert printed["additionalProperties"] is False
     (profiles,) = printed["properties"]["profiles"]["patternProperties"].values()
     assert {"pv", "wind", "load", "table", "daily"} == set(profiles["discriminator"]["mapping"])
+
+
+def test_the_list_names_scenarios_and_controllers_with_their_sources() -> None:
+    printed = json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)
+    assert {entry["name"] for entry in printed["scenarios"]} == set(packaged())
+    (p_e,) = [e for e in printed["controllers"] if e["name"].endswith(":EqualRanges")]
+    assert "(A7) and (A8)" in p_e["sources"][0]
+    assert "P-E" in CliRunner().invoke(app, ["list"]).stdout
