@@ -25,9 +25,9 @@ from controllers.fallback import Fallback
 from controllers.network import Limits, PowerFlow
 from controllers.region import Region
 from controllers.site import Load, Site
-from scenarios.check import Problem, ScenarioInvalid
+from scenarios.check import ScenarioInvalid, problem_at
 from scenarios.grids import GridError, bus_of, load_grid
-from scenarios.load import Draft
+from scenarios.load import Draft, Keys
 from scenarios.plugins import controller_class
 from scenarios.schema import (
     AnyDevice,
@@ -78,15 +78,18 @@ def build(draft: Draft, scenario: Scenario) -> Built:
         engine = PandapowerEngine(net) if scenario.grid.engine == "pandapower" else PowerGridModelEngine(net)
         certifier = engine if isinstance(engine, PowerGridModelEngine) else PowerGridModelEngine(net)
     except NetworkRefused as error:
-        raise _refused(draft, "grid.network", scenario.grid.network, str(error)) from None
+        raise _refused(draft, ("grid", "network"), scenario.grid.network, str(error)) from None
     except Exception as error:  # pandapower checks little of a net before it computes
         advice = f"pandapower cannot compute this net ({type(error).__name__}: {error}); check its values"
-        raise _refused(draft, "grid.network", scenario.grid.network, advice) from error
+        raise _refused(draft, ("grid", "network"), scenario.grid.network, advice) from error
     in_service = set(engine.buses)
     for i, part in enumerate(scenario.devices):
         if devices[part.name].bus not in in_service:
             raise _refused(
-                draft, f"devices.{i}.bus", part.bus, "is not connected to the grid's source; close a switch"
+                draft,
+                ("devices", i, "bus"),
+                part.bus,
+                "is not connected to the grid's source; close a switch",
             )
     site = Site(
         name=scenario.name,
@@ -103,31 +106,30 @@ def build(draft: Draft, scenario: Scenario) -> Built:
     return Built(scenario, site, engine, driven, seats, tuple(sources))
 
 
-def _refused(draft: Draft, path: str, value: Any, advice: str) -> ScenarioInvalid:
-    keys = tuple(int(key) if key.isdigit() else key for key in path.split("."))
-    return ScenarioInvalid(draft.origin, [Problem(path, repr(value), advice, draft.lines.get(keys))])
+def _refused(draft: Draft, keys: Keys, value: Any, advice: str) -> ScenarioInvalid:
+    return ScenarioInvalid(draft.origin, [problem_at(draft, keys, value, advice)])
 
 
 def _net(draft: Draft, grid: GridPart) -> pandapowerNet:
     try:
         net = load_grid(grid.network, draft.folder)
     except GridError as error:
-        raise _refused(draft, "grid.network", grid.network, str(error)) from None
+        raise _refused(draft, ("grid", "network"), grid.network, str(error)) from None
     for i, edit in enumerate(grid.edits):
-        path = f"grid.edits.{i}"
+        path: Keys = ("grid", "edits", i)
         table = net.get(edit.table)
         if table is None or not hasattr(table, "columns"):
-            raise _refused(draft, f"{path}.table", edit.table, "is no table of the net")
+            raise _refused(draft, (*path, "table"), edit.table, "is no table of the net")
         if edit.column not in table.columns:
             known = ", ".join(map(str, table.columns))
-            raise _refused(draft, f"{path}.column", edit.column, f"is no column of {edit.table}: {known}")
+            raise _refused(draft, (*path, "column"), edit.column, f"is no column of {edit.table}: {known}")
         index = list(table.index) if edit.index == "all" else edit.index
         missing = sorted(set(index) - set(table.index))
         if missing:
-            raise _refused(draft, f"{path}.index", missing, f"not in the net's {edit.table} table")
+            raise _refused(draft, (*path, "index"), missing, f"not in the net's {edit.table} table")
         if not _fits(table[edit.column].dtype, edit.value):
             advice = f"does not fit {edit.table}.{edit.column}, which holds {table[edit.column].dtype}"
-            raise _refused(draft, f"{path}.value", edit.value, advice)
+            raise _refused(draft, (*path, "value"), edit.value, advice)
         table.loc[index, edit.column] = edit.value
     return net
 
@@ -150,13 +152,13 @@ def _loads(draft: Draft, net: pandapowerNet) -> dict[str, Load]:
         rows = net[table][net[table].in_service.astype(bool)]
         if len(rows) and table not in _STATIC:
             raise _refused(
-                draft, "grid.network", table, f"the net has {table} elements; replace them by loads"
+                draft, ("grid", "network"), table, f"the net has {table} elements; replace them by loads"
             )
         depends = [c for c in rows.columns if c.startswith("const_") and (rows[c] != 0).any()]
         if depends:
             raise _refused(
                 draft,
-                "grid.network",
+                ("grid", "network"),
                 depends,
                 f"the net's {table}s depend on voltage; set these columns to 0",
             )
@@ -240,12 +242,12 @@ def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
             controller = Fallback(controller, controller_class(part.fallback, draft.folder)(site))
     except (Exception, SystemExit) as error:  # whatever a third party's constructor raises
         raise _refused(
-            draft, f"controllers.{i}.options", part.options, f"{part.uses} refuses: {error}"
+            draft, ("controllers", i, "options"), part.options, f"{part.uses} refuses: {error}"
         ) from error
     asked = getattr(controller, "intervals", 1)
     if isinstance(asked, int) and asked > scenario.forecast.intervals:
         advice = f"looks {asked} steps ahead, but a forecast covers {scenario.forecast.intervals}; raise it"
-        raise _refused(draft, "forecast.intervals", scenario.forecast.intervals, f"{part.uses} {advice}")
+        raise _refused(draft, ("forecast", "intervals"), scenario.forecast.intervals, f"{part.uses} {advice}")
     return Seat(part.name, controller, every // scenario.every, part.valid_for or 2 * every)
 
 
@@ -278,6 +280,6 @@ def _driven(
             process = parameters.build(names, scenario.start, scenario.every, scenario.seed)
             process.must_cover(end)
         except ValueError as error:
-            raise _refused(draft, f"profiles.{profile}", profile, str(error)) from None
+            raise _refused(draft, ("profiles", profile), profile, str(error)) from None
         driven.append(Driven(process, np.array([rating for _, rating in follow])))
     return tuple(driven)

@@ -60,7 +60,12 @@ def validate(draft: Draft) -> Scenario:
     except ValidationError as error:
         found += [_from_pydantic(draft, detail) for detail in error.errors(include_url=False)]
     found += [
-        Problem(_spell(draft.raw, keys), "(again)", f"is given twice; keep one (line {line})", line)
+        Problem(
+            ".".join(map(str, _named(draft.raw, keys))),
+            "(again)",
+            f"is given twice; keep one (line {line})",
+            line,
+        )
         for keys, line in draft.repeated
     ]
     found += _references(draft)
@@ -70,18 +75,19 @@ def validate(draft: Draft) -> Scenario:
     return scenario
 
 
-def _spell(raw: Any, keys: Keys) -> str:
+def _named(raw: Any, keys: Keys) -> Keys:
     """A path as `--set` takes it, with items of lists by name."""
-    words, place = [], raw
+    words: list[str | int] = []
+    place = raw
     for key in keys:
         if isinstance(place, list) and isinstance(key, int) and key < len(place):
             place = place[key]
             name = place.get("name") if isinstance(place, dict) else None
-            words.append(name if isinstance(name, str) else str(key))
+            words.append(name if isinstance(name, str) else key)
         else:
-            words.append(str(key))
+            words.append(key)
             place = place.get(key) if isinstance(place, dict) else None
-    return ".".join(words)
+    return tuple(words)
 
 
 def _show(value: Any) -> str:
@@ -91,9 +97,12 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _problem(draft: Draft, keys: Keys, value: Any, advice: str) -> Problem:
-    line = next((draft.lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in draft.lines), None)
-    return Problem(_spell(draft.raw, keys) or "(the whole file)", _show(value), advice, line)
+def problem_at(draft: Draft, keys: Keys, value: Any, advice: str) -> Problem:
+    """A mistake at a path of a draft, with the line in the user's file of the key or of what holds it."""
+    named = _named(draft.raw, keys)
+    lines = (draft.lines.get(path[:n]) for n in (len(keys), len(keys) - 1) for path in (named, keys))
+    line = next((line for line in lines if line is not None), None)
+    return Problem(".".join(map(str, named)) or "(the whole file)", _show(value), advice, line)
 
 
 def _from_pydantic(draft: Draft, detail: ErrorDetails) -> Problem:
@@ -138,7 +147,7 @@ def _from_pydantic(draft: Draft, detail: ErrorDetails) -> Problem:
             }.get(str(keys[-1]), f"must match {pattern}")
         case _:
             advice = advice.replace("Input should be", "must be")
-    return _problem(draft, keys, value, advice)
+    return problem_at(draft, keys, value, advice)
 
 
 def _keys(raw: Any, loc: tuple[int | str, ...]) -> tuple[Keys, tuple[int | str, ...]]:
@@ -210,7 +219,7 @@ def _references(draft: Draft) -> Iterator[Problem]:
             name = str(item.get("name"))
             if names[name] > 1 and name in seen:
                 # Named by position: both have the same name.
-                p = _problem(draft, (*keys, "name"), name, "is a name used before; give each its own")
+                p = problem_at(draft, (*keys, "name"), name, "is a name used before; give each its own")
                 yield Problem(f"{section}.{keys[1]}.name", p.value, p.advice, p.line)
             seen.add(name)
     yield from _profile_references(draft)
@@ -233,7 +242,7 @@ def _profile_references(draft: Draft) -> Iterator[Problem]:
             continue
         near = get_close_matches(str(name), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
-        yield _problem(draft, path, name, f"is no profile of this scenario; {hint}")
+        yield problem_at(draft, path, name, f"is no profile of this scenario; {hint}")
 
 
 def _bus_references(draft: Draft) -> Iterator[Problem]:
@@ -247,7 +256,7 @@ def _bus_references(draft: Draft) -> Iterator[Problem]:
     try:
         net = load_grid(part.network, draft.folder)
     except GridError as error:
-        yield _problem(draft, ("grid", "network"), part.network, str(error))
+        yield problem_at(draft, ("grid", "network"), part.network, str(error))
         return
     for keys, device in _items(draft.raw, "devices"):
         bus = device.get("bus", _SILENT)
@@ -255,7 +264,7 @@ def _bus_references(draft: Draft) -> Iterator[Problem]:
             try:
                 bus_of(net, bus)
             except GridError as error:
-                yield _problem(draft, (*keys, "bus"), bus, str(error))
+                yield problem_at(draft, (*keys, "bus"), bus, str(error))
 
 
 def _controllers(draft: Draft) -> Iterator[Problem]:
@@ -267,7 +276,7 @@ def _controllers(draft: Draft) -> Iterator[Problem]:
                 try:
                     controller_class(uses, draft.folder)
                 except NoSuchController as error:
-                    yield _problem(draft, (*keys, key), uses, str(error))
+                    yield problem_at(draft, (*keys, key), uses, str(error))
         try:
             step = length.validate_python(draft.raw.get("every"))
             every = length.validate_python(item["every"]) if item.get("every") else step
@@ -279,8 +288,8 @@ def _controllers(draft: Draft) -> Iterator[Problem]:
             valid_for = every
         if valid_for < every:
             advice = "must be at least 'every', or each decision lapses before the next"
-            yield _problem(draft, (*keys, "valid_for"), item["valid_for"], advice)
+            yield problem_at(draft, (*keys, "valid_for"), item["valid_for"], advice)
         if every % step:
-            yield _problem(
+            yield problem_at(
                 draft, (*keys, "every"), item["every"], "must be a multiple of the scenario's step"
             )

@@ -49,7 +49,8 @@ class Draft:
     origin: str
     """what the user named"""
     lines: Mapping[Keys, int] = field(default_factory=dict)
-    """line in the file by path, for the file itself (not for what it extends)"""
+    """line in the file by path, for the file itself; if it extends another, items of lists by name, since
+    their positions are not those of the merged lists"""
     repeated: tuple[tuple[Keys, int], ...] = ()
     """keys written twice, with the line of the second"""
 
@@ -110,7 +111,7 @@ def _read(which: str, folder: Path, seen: tuple[Path, ...]) -> Draft:
         raise ScenarioUnreadable(f"scenario {path.name}: must be a mapping, such as 'name: ...'")
     lines: dict[Keys, int] = {}
     repeated: list[tuple[Keys, int]] = []
-    for keys, line, again in _walk(node, ()):
+    for keys, line, again in _walk(node, (), by_name="extends" in raw):
         lines[keys] = line
         if again:
             repeated.append((keys, line))
@@ -137,18 +138,25 @@ def _anchor(raw: dict[str, Any], folder: Path) -> None:
                 place[key] = str(folder / text)
 
 
-def _walk(node: yaml.Node, keys: Keys) -> Iterator[tuple[Keys, int, bool]]:
+def _walk(node: yaml.Node, keys: Keys, by_name: bool) -> Iterator[tuple[Keys, int, bool]]:
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
             path = (*keys, key.value)
             yield path, key.start_mark.line + 1, key.value in seen
             seen.add(key.value)
-            yield from _walk(value, path)
+            yield from _walk(value, path, by_name)
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
-            yield (*keys, i), value.start_mark.line + 1, False
-            yield from _walk(value, (*keys, i))
+            name = _name_of(value) if by_name else None
+            path = (*keys, i if name is None else name)
+            yield path, value.start_mark.line + 1, False
+            yield from _walk(value, path, by_name)
+
+
+def _name_of(node: yaml.Node) -> str | None:
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return next((str(value.value) for key, value in pairs if key.value == "name"), None)
 
 
 def _merge(below: Any, above: Any) -> Any:

@@ -226,9 +226,14 @@ class _Session:
             trace = traceback.format_exc().splitlines()
             with suppress(OSError):  # a full disk may be what broke
                 self._events.record(last, "broke", why=f"{type(error).__name__}: {error}", trace=trace)
-        for name, close in (("bus", self._leave), ("journal", self._seal), ("events", self._end_events)):
+        for name, close in (
+            ("bus", self._leave),
+            ("journal", self._journal.close),
+            ("events", self._events.close),
+        ):
             try:
-                await close()
+                if (leaving := close()) is not None:
+                    await leaving
             except Exception as error:  # one that cannot be closed must not keep the others open
                 result = Exit.BROKE, f"{result[1]}; closing the {name} failed: {error}"
         return result
@@ -236,12 +241,6 @@ class _Session:
     async def _leave(self) -> None:
         self._publisher.close()
         await self._publisher.flush(5.0)
-
-    async def _seal(self) -> None:
-        self._journal.close()
-
-    async def _end_events(self) -> None:
-        self._events.close()
 
 
 @contextmanager

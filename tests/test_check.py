@@ -192,6 +192,17 @@ def test_each_wrong_edit_of_the_net_speaks(edit: str, path: str, advice: str) ->
     assert advice in problem.advice
 
 
+def test_lines_are_those_of_the_users_own_file_when_it_extends_another(tmp_path: Path) -> None:
+    text = (
+        "extends: ieee33-quick\nname: mine\ndevices:\n"
+        "  - {name: late, kind: battery, bus: 99, p_mw: 1, e_mwh: 1}\n"
+    )
+    found = problems_of(text, tmp_path)
+    assert found["devices.late.bus"].line == 4
+    found = problems_of(text.replace("bus: 99", "bus: 9"), tmp_path, "devices.pv6.bus=98")
+    assert found["devices.pv6.bus"].line is None  # that device is not in this file
+
+
 def test_an_extended_scenario_finds_its_files_from_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: village\nname: mine\n")
     mine = validate(load(str(tmp_path / "mine.yaml")))

@@ -28,6 +28,9 @@ Array = npt.NDArray[np.float64]
 EDGES = 16
 """Edges of the polygon inscribed in a branch's flow limit (1.9 % inside at most)."""
 
+ROUNDING = 1e-9
+"""How far below zero the room in a row may be and still count as none."""
+
 
 @dataclass(eq=False)
 class AllowableRegion:
@@ -101,7 +104,7 @@ class AllowableRegion:
         room = self._allowed_mva - self._cos * flow_p - self._sin * flow_q
         low, high = limits.v_pu
         W = np.concatenate([high**2 - v2, v2 - low**2, room.ravel()])
-        broken = np.flatnonzero(self._dead & (W < -1e-9))
+        broken = np.flatnonzero(self._dead & (W < -ROUNDING))
         if len(broken):
             row = int(broken[np.argmin(W[broken])])
             raise Infeasible(

@@ -31,15 +31,12 @@ import numpy as np
 import numpy.typing as npt
 
 from controllers.contract import Certificate, Decision, Infeasible, Observation, Origin
-from controllers.envelopes.allowable import AllowableRegion
+from controllers.envelopes.allowable import ROUNDING, AllowableRegion
 from controllers.region import Region
 from controllers.site import Site
 from controllers.solve import solve
 
 Array = npt.NDArray[np.float64]
-
-ROUNDING = 1e-9
-"""How far below zero the room in a row may be and still count as none."""
 
 
 @dataclass
