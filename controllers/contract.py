@@ -10,6 +10,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
+    from controllers.fairness import Fairness
     from controllers.forecast import Forecast
     from controllers.region import Region
 
@@ -40,6 +41,8 @@ class Origin(StrEnum):
     """the controller's own method"""
     CERTIFIED = "certified"
     """the method, checked by the AC power flow before release"""
+    DEGRADED = "degraded"
+    """the method, on a network that the background alone takes beyond a limit: it makes nothing worse"""
     FALLBACK = "fallback"
     """the second controller of a `Fallback`, because the first had no decision"""
     HELD = "held"
@@ -118,6 +121,20 @@ class Observation:
     """stored energy by device"""
     regions: Mapping[str, Region] = field(default_factory=dict)
     """what other controllers said last, by target, as far as it still holds"""
+    positions: Mapping[str, int] = field(default_factory=dict)
+    """where each regulator (tap changer, capacitor bank) will stand when a decision of now acts"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """What is meant to hold from `start` until `end`."""
+
+    start: datetime
+    end: datetime
+    regions: Mapping[str, Region]
+    """by device"""
+    certificates: Mapping[str, Certificate] = field(default_factory=dict)
+    """by device, for some or all of `regions`"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +152,13 @@ class Decision:
     """what `regions` mean"""
     certificates: Mapping[str, Certificate] = field(default_factory=dict)
     """by target, for some or all of `regions`"""
+    later: tuple[Interval, ...] = ()
+    """what the controller means to hold afterwards, without gaps: `regions` hold until the first one's
+    start, each until the next one's, the last until its end"""
+    positions: Mapping[str, int] = field(default_factory=dict)
+    """by regulator of the network operator: where it shall stand"""
+    fairness: Fairness | None = None
+    """how the regions share what the network allows, where that is the method's subject"""
 
 
 class Controller(Protocol):
@@ -148,6 +172,15 @@ class Controller(Protocol):
             ControlError: there is no decision (`Infeasible`, `SolverFailed`).
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A device's region for one span of time."""
+
+    start: datetime
+    end: datetime
+    region: Region | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,3 +207,5 @@ class Instruction:
     """which rule spoke; of several controllers the last one's"""
     why: str | None = None
     """what limits the region, for people"""
+    later: tuple[Span, ...] = ()
+    """what follows `region`, without gaps; the last one ends at `valid_until`"""

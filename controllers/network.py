@@ -16,7 +16,7 @@ Model (Baran and Wu's branch flow equations without losses; shunts as constant a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,15 +90,15 @@ class Network:
                 sums[i] += value
         return sums
 
-    def v2(self, p_mw: Array, q_mvar: Array) -> Array:
-        """(n,) squared voltages [pu^2] for injections (n,)."""
-        return np.asarray(self.v2_base + self.v2_per_mw @ p_mw + self.v2_per_mvar @ q_mvar)
+    def v2(self, p_mw: Array, q_mvar: Array, ratio: float = 1.0) -> Array:
+        """(n,) squared voltages [pu^2] for injections (n,) and a source at `ratio` times its voltage."""
+        return np.asarray(self.v2_base * ratio**2 + self.v2_per_mw @ p_mw + self.v2_per_mvar @ q_mvar)
 
-    def flow(self, p_mw: Array, q_mvar: Array) -> tuple[Array, Array]:
+    def flow(self, p_mw: Array, q_mvar: Array, ratio: float = 1.0) -> tuple[Array, Array]:
         """(n,) active and reactive power entering each branch from the substation's side."""
         return (
-            np.asarray(self.p_base - self.p_per_mw @ p_mw - self.p_per_mvar @ q_mvar),
-            np.asarray(self.q_base - self.q_per_mw @ p_mw - self.q_per_mvar @ q_mvar),
+            np.asarray(self.p_base * ratio**2 - self.p_per_mw @ p_mw - self.p_per_mvar @ q_mvar),
+            np.asarray(self.q_base * ratio**2 - self.q_per_mw @ p_mw - self.q_per_mvar @ q_mvar),
         )
 
 
@@ -127,4 +127,13 @@ class PowerFlow(Protocol):
 
     def solve(self, p_mw: Array, q_mvar: Array) -> Flows:
         """Solve for injections (cases, buses), loads included and negative."""
+        ...
+
+    def at(self, positions: Mapping[str, int]) -> PowerFlow:
+        """The same grid with its regulators at these positions; one that is not named stays at its start.
+
+        Raises:
+            KeyError: no such regulator.
+            ValueError: a position that it does not have.
+        """
         ...

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from controllers.devices import Device
 from controllers.network import Limits, Network, PowerFlow
+from controllers.regulators import Regulator
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +42,5 @@ class Site:
     """what nobody controls, by name"""
     power_flow: PowerFlow | None = None
     """AC power flow of the same grid, for controllers that check themselves"""
+    regulators: Mapping[str, Regulator] = field(default_factory=dict)
+    """what the network operator moves in steps, by name"""

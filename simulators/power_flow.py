@@ -8,6 +8,7 @@ the impedance part of wards stay, they belong to the grid.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from pandapower.pypower import idx_bus
 from power_grid_model import ComponentType, DatasetType, LoadGenType, PowerGridModel, initialize_array
 from scipy.sparse.linalg import splu
 
-from controllers.network import Flows
+from controllers.network import Flows, PowerFlow
 from simulators.per_unit import PLACED, Array, PerUnit, per_unit
 
 MAX_ITERATIONS = 20
@@ -63,6 +64,12 @@ class PandapowerEngine:
         pp.create_sgens(work, self._at, p_mw=0.0, q_mvar=0.0)
         self._alone = len(model.v_base_kv) == 1
         self._guess: _Guess | None = None
+
+    def at(self, positions: Mapping[str, int]) -> PowerFlow:
+        """See `controllers.network.PowerFlow`."""
+        if positions:
+            raise KeyError(f"the grid has no regulators {sorted(positions)}")
+        return self
 
     def solve(self, p_mw: Array, q_mvar: Array) -> Flows:
         """Solve one case after the other; see `controllers.network.PowerFlow`."""
@@ -175,6 +182,12 @@ class PowerGridModelEngine:
         self._onto = np.zeros((len(self.buses), len(model.v_base_kv)))
         self._onto[np.arange(len(self.buses)), model.node] = 1e6  # from MW and buses to W and nodes
         self._core = PowerGridModel(_input(model))
+
+    def at(self, positions: Mapping[str, int]) -> PowerFlow:
+        """See `controllers.network.PowerFlow`."""
+        if positions:
+            raise KeyError(f"the grid has no regulators {sorted(positions)}")
+        return self
 
     def solve(self, p_mw: Array, q_mvar: Array) -> Flows:
         """Solve all cases in one batch; see `controllers.network.PowerFlow`."""

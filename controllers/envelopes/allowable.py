@@ -15,12 +15,14 @@ the apparent power at rated voltage and without losses, not the current that a l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from controllers.contract import Infeasible
+from controllers.regulators import TapChanger
 from controllers.site import Site
 
 Array = npt.NDArray[np.float64]
@@ -90,17 +92,30 @@ class AllowableRegion:
                 q[row] += load.reactive(value)
         return p, q
 
-    def W(self, p_mw: Array, q_mvar: Array) -> Array:
+    def W(self, p_mw: Array, q_mvar: Array, positions: Mapping[str, int] | None = None) -> Array:
         """(rows,) room left at zero device injection, for background injections (buses,).
 
         A negative value means that the background alone breaks the limit.
+
+        Args:
+            p_mw, q_mvar: loads and fixed generators, capacitor banks left out.
+            positions: of the site's regulators; one that is not named stands at its start. They enter W
+                only: a bank injects its reactive power at rated voltage, a tap scales the source.
 
         Raises:
             Infeasible: the background breaks a limit that no device can influence.
         """
         network, limits = self.site.network, self.site.limits
-        v2 = network.v2(p_mw, q_mvar)
-        flow_p, flow_q = (flow[self._rated] for flow in network.flow(p_mw, q_mvar))
+        ratio = 1.0
+        for name, regulator in self.site.regulators.items():
+            position = (positions or {}).get(name, regulator.start)
+            if isinstance(regulator, TapChanger):
+                ratio *= regulator.ratio(position)
+            elif position and (row := network.index(regulator.bus)) is not None:
+                q_mvar = q_mvar.copy()
+                q_mvar[row] += position * regulator.q_mvar
+        v2 = network.v2(p_mw, q_mvar, ratio)
+        flow_p, flow_q = (flow[self._rated] for flow in network.flow(p_mw, q_mvar, ratio))
         room = self._allowed_mva - self._cos * flow_p - self._sin * flow_q
         low, high = limits.v_pu
         W = np.concatenate([high**2 - v2, v2 - low**2, room.ravel()])

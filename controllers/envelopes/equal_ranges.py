@@ -24,37 +24,34 @@ is positive), so its minimum is `-t_l * gamma`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import cvxpy as cp
 import numpy as np
 import numpy.typing as npt
 
-from controllers.contract import Certificate, Decision, Infeasible, Observation, Origin
-from controllers.envelopes.allowable import ROUNDING, AllowableRegion
-from controllers.region import Region
-from controllers.site import Site
+from controllers.contract import Infeasible
+from controllers.envelopes.method import EnvelopeMethod
+from controllers.envelopes.shapes import Shapes
 from controllers.solve import solve
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass
-class EqualRanges:
+class EqualRanges(EnvelopeMethod):
     """P-E: the widest box `-gamma t_l <= P <= gamma t_u`, Q = 0, that the network allows jointly.
 
     The background load of the coming step is the forecast's mean; of several steps, the one that
     leaves each row the least room counts. The guarantee holds in the linear model and while the
     devices inject no reactive power. The AC power flow may differ: LinDistFlow has no losses and
     overestimates voltages, and a loading is a current, which at 0.9 pu is a ninth more than the
-    power at rated voltage that is limited here.
+    power at rated voltage that is limited here; `Certified` corrects that.
 
     Args:
-        site: network, devices and limits.
         form: `closed` is the closed form; `lp` solves the printed linear programs by Clarabel,
             the problem compiled once with W as its only parameter.
-        intervals: how many of the coming steps the ranges must hold for; for a controller that is
-            asked less often than every step, as many as its decisions stay valid.
+        others: see `EnvelopeMethod`.
 
     Raises:
         ValueError: no devices, a weight that is not positive, or a device that cannot hold Q = 0.
@@ -62,72 +59,45 @@ class EqualRanges:
         SolverFailed: (step, `form="lp"`) the solver had no answer.
     """
 
+    acronym: ClassVar[str] = "P-E"
+    active_only: ClassVar[bool] = True
     sources: ClassVar[tuple[str, ...]] = (
         "P-E, equal active-power ranges: Equitable Active-Reactive Power Envelopes for Distributed "
         "Energy Resources in Power Distribution Systems, appendix, models (A7) and (A8)",
     )
 
-    site: Site
     form: Literal["closed", "lp"] = "closed"
-    intervals: int = 1
-    _rows: AllowableRegion = field(init=False, repr=False)
-    _gamma: Array = field(init=False, repr=False)
+    _compiled: tuple[Array, Array, Programs | None] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
-        weights = {name: device.weight for name, device in self.site.devices.items()}
-        if not weights:
-            raise ValueError(f"equal ranges: site {self.site.name!r} has no devices to share among")
-        for name, weight in weights.items():
-            if not weight > 0:
-                raise ValueError(f"equal ranges: device {name!r} has weight {weight}; give one above 0")
-            if self.site.devices[name].reactive(1.0):
-                raise ValueError(
-                    f"equal ranges: device {name!r} cannot hold Q = 0, which the method assumes; "
-                    "give it power_factor 1"
-                )
+        super().__post_init__()
         if self.form not in ("closed", "lp"):
-            raise ValueError(f"equal ranges: form {self.form!r} is neither 'closed' nor 'lp'")
-        if self.intervals < 1:
-            raise ValueError(f"equal ranges: intervals {self.intervals} must be at least 1")
-        self._rows = AllowableRegion(self.site)
-        self._gamma = np.array(list(weights.values()))
-        # Both directions in one array: rows by (export, import).
-        self._use = np.stack(
-            [np.maximum(self._rows.A, 0) @ self._gamma, np.maximum(-self._rows.A, 0) @ self._gamma]
-        )
-        if self.form == "lp":
-            self._export = EqualRangeProgram(self._rows.A, self._gamma, sign=1.0)
-            self._import = EqualRangeProgram(self._rows.A, self._gamma, sign=-1.0)
+            raise ValueError(f"P-E: form {self.form!r} is neither 'closed' nor 'lp'")
+        self._compiled = self._compile(self._gamma)
 
-    def step(self, observation: Observation) -> Decision:
-        ahead = range(max(1, min(self.intervals, len(observation.forecast.mean))))
-        loads = [self._rows.background(observation.forecast.at(i)) for i in ahead]
-        W = np.min([self._rows.W(p_mw, q_mvar) for p_mw, q_mvar in loads], axis=0)
-        if (W < -ROUNDING).any():
-            worst = int(np.argmin(W))
-            raise Infeasible(
-                f"{self._rows.names[worst]}: broken by {-W[worst]:.4g} before any device injects; "
-                "relieve the network or widen its limits"
-            )
-        W = np.maximum(W, 0.0)
-        t_u, t_l, row_u, row_l = ranges(self._use, W)
+    def _compile(self, gamma: Array) -> tuple[Array, Array, Programs | None]:
+        """Weights, and what one MW of common range takes of each row: (2, rows) by (export, import)."""
+        A = self.rows.A
+        use = np.stack([np.maximum(A, 0) @ gamma, np.maximum(-A, 0) @ gamma])
+        programs = None
         if self.form == "lp":
-            t_u, t_l = self._export.widest(W), self._import.widest(W)
-        names = self._rows.names
+            programs = EqualRangeProgram(A, gamma, sign=1.0), EqualRangeProgram(A, gamma, sign=-1.0)
+        return gamma, use, programs
+
+    def share(self, W: Array, gamma: Array) -> Shapes:
+        if self._compiled is None or not np.array_equal(self._compiled[0], gamma):
+            self._compiled = self._compile(gamma)
+        _, use, programs = self._compiled
+        t_u, t_l, row_u, row_l = ranges(use, W)
+        if programs is not None:
+            t_u, t_l = programs[0].widest(W), programs[1].widest(W)
+        names = self.rows.names
         binding = f"export by {names[row_u]}, import by {names[row_l]}"
-        share, row = together(self._use, W, t_u, t_l)
-        if share < 1:
-            t_u, t_l = share * t_u, share * t_l
+        factor, row = together(use, W, t_u, t_l)
+        if factor < 1:
+            t_u, t_l = factor * t_u, factor * t_l
             binding += f", together by {names[row]}"
-        return Decision(
-            time=observation.time,
-            origin=Origin.OPTIMAL,
-            regions={
-                name: Region.box(p_mw=(-gamma * t_l, gamma * t_u), q_mvar=(0.0, 0.0))
-                for name, gamma in zip(self.site.devices, self._gamma.tolist(), strict=True)
-            },
-            certificates=dict.fromkeys(self.site.devices, Certificate(binding=binding)),
-        )
+        return Shapes.ranges(-gamma * t_l, gamma * t_u, binding)
 
 
 def ranges(use: Array, W: Array) -> tuple[float, float, int, int]:
@@ -200,3 +170,7 @@ class EqualRangeProgram:
         self._W.value = np.where(self._scale > 0, W * self._scale, 0.0)
         solve(self._problem)
         return float(self._sign * self._P.value[0] / self._gamma[0])
+
+
+Programs: TypeAlias = tuple[EqualRangeProgram, EqualRangeProgram]
+"""of export and import"""
