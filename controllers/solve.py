@@ -7,12 +7,15 @@ is raised when the problem has none, `SolverFailed` when the solver did not find
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
+import clarabel
 import cvxpy as cp
 import highspy
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from controllers.contract import Infeasible, SolverFailed
 
@@ -23,6 +26,9 @@ TIME_LIMIT_S = 10.0
 
 FEASIBILITY = 1e-9
 """How far HiGHS may leave a row: a region's own tolerance."""
+
+Cone: TypeAlias = tuple[Literal["zero", "nonnegative", "second", "exponential"], int]
+"""Kind and size of a cone; an exponential one has size 3: (x, y, z) with y exp(x / y) <= z."""
 
 
 def solve(problem: cp.Problem, *, time_limit_s: float = TIME_LIMIT_S) -> float:
@@ -59,31 +65,139 @@ def maximum(c: Array, A: Array, b: Array, *, time_limit_s: float = TIME_LIMIT_S)
         Infeasible: no x satisfies the rows.
         SolverFailed: HiGHS ended without an answer.
     """
+    free = np.full(A.shape[1], np.inf)
+    solver, status = _highs(c, A, b, -free, free, time_limit_s)
+    if status == highspy.HighsModelStatus.kUnbounded:
+        return np.inf
+    _require_optimal(solver, status)
+    return float(solver.getObjectiveValue())
+
+
+def linear(
+    c: Array,
+    A: Array | sparse.csr_array,
+    b: Array,
+    low: Array | float = 0.0,
+    high: Array | float = np.inf,
+    *,
+    time_limit_s: float = TIME_LIMIT_S,
+) -> Array:
+    """The x that maximises `c.x` subject to `A x <= b`, `low <= x <= high`, by HiGHS' dual simplex.
+
+    Args:
+        c: (n,). A: (rows, n), dense or sparse. b: (rows,). low, high: (n,) or one for all.
+
+    Raises:
+        Infeasible: no x satisfies the rows, or the objective has no end.
+        SolverFailed: HiGHS ended without an answer.
+    """
+    n = len(c)
+    solver, status = _highs(c, A, b, np.broadcast_to(low, n), np.broadcast_to(high, n), time_limit_s)
+    if status == highspy.HighsModelStatus.kUnbounded:
+        raise Infeasible("the objective has no bound: a limit is missing")
+    _require_optimal(solver, status)
+    return np.array(solver.getSolution().col_value, dtype=float)
+
+
+def _highs(
+    c: Array, A: Array | sparse.csr_array, b: Array, low: Array, high: Array, time_limit_s: float
+) -> tuple[Any, Any]:
+    """The solver after its run, and the model's status."""
     rows, columns = A.shape
     model = highspy.HighsLp()
     model.num_col_, model.num_row_ = columns, rows
     model.sense_ = highspy.ObjSense.kMaximize
     model.col_cost_ = np.asarray(c, dtype=float)
-    model.col_lower_ = np.full(columns, -highspy.kHighsInf)
-    model.col_upper_ = np.full(columns, highspy.kHighsInf)
+    model.col_lower_, model.col_upper_ = np.array(low, dtype=float), np.array(high, dtype=float)
     model.row_lower_ = np.full(rows, -highspy.kHighsInf)
     model.row_upper_ = np.asarray(b, dtype=float)
     model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    model.a_matrix_.start_ = np.arange(rows + 1, dtype=np.int32) * columns
-    model.a_matrix_.index_ = np.tile(np.arange(columns, dtype=np.int32), rows)
-    model.a_matrix_.value_ = np.asarray(A, dtype=float).ravel()
+    if isinstance(A, np.ndarray):
+        model.a_matrix_.start_ = np.arange(rows + 1, dtype=np.int32) * columns
+        model.a_matrix_.index_ = np.tile(np.arange(columns, dtype=np.int32), rows)
+        model.a_matrix_.value_ = np.asarray(A, dtype=float).ravel()
+    else:
+        by_row = sparse.csr_array(A)
+        model.a_matrix_.start_ = by_row.indptr.astype(np.int32)
+        model.a_matrix_.index_ = by_row.indices.astype(np.int32)
+        model.a_matrix_.value_ = by_row.data
     solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("presolve", "off")  # so that "infeasible or unbounded" does not occur
     solver.setOptionValue("primal_feasibility_tolerance", FEASIBILITY)
+    solver.setOptionValue("dual_feasibility_tolerance", FEASIBILITY)
     solver.setOptionValue("time_limit", time_limit_s)
     solver.passModel(model)
     solver.run()
-    status: Any = solver.getModelStatus()
-    if status == highspy.HighsModelStatus.kOptimal:
-        return float(solver.getObjectiveValue())
+    return solver, solver.getModelStatus()
+
+
+def _require_optimal(solver: Any, status: Any) -> None:
     if status == highspy.HighsModelStatus.kInfeasible:
         raise Infeasible("no point satisfies the rows")
-    if status == highspy.HighsModelStatus.kUnbounded:
-        return np.inf
-    raise SolverFailed(f"HiGHS ended with {solver.modelStatusToString(status)!r}")
+    if status != highspy.HighsModelStatus.kOptimal:
+        raise SolverFailed(f"HiGHS ended with {solver.modelStatusToString(status)!r}")
+
+
+class Conic:
+    """`min x'Px/2 + q.x` subject to `b - A x` in cones, by Clarabel; compiled once, solved for many q and b.
+
+    Args:
+        P: (n, n) positive semidefinite, or `None` for a linear objective. q: (n,).
+        A: (m, n). b: (m,).
+        cones: kinds and sizes, in the order of the rows; sizes add up to m.
+
+    Raises:
+        ValueError: sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        P: Array | sparse.csc_array | None,
+        q: Array,
+        A: Array | sparse.csc_array,
+        b: Array,
+        cones: Sequence[Cone],
+        *,
+        time_limit_s: float = TIME_LIMIT_S,
+    ) -> None:
+        n, m = len(q), len(b)
+        if A.shape != (m, n) or sum(size for _, size in cones) != m:
+            raise ValueError(f"conic problem: A is {A.shape}, b has {m} rows, cones {list(cones)}, q has {n}")
+        settings = clarabel.DefaultSettings()
+        settings.verbose, settings.time_limit = False, time_limit_s
+        settings.presolve_enable = False  # it would forbid new values of b
+        upper = sparse.csc_matrix((n, n)) if P is None else sparse.triu(sparse.csc_matrix(P), format="csc")
+        kinds = [_CONES[kind](size) for kind, size in cones]
+        self._q, self._b = np.array(q, dtype=float), np.array(b, dtype=float)
+        self._solver = clarabel.DefaultSolver(upper, self._q, sparse.csc_matrix(A), self._b, kinds, settings)
+
+    def minimize(self, q: Array | None = None, b: Array | None = None) -> Array:
+        """The best x (n,), with another q or b than the constructor's where one is given.
+
+        Raises:
+            Infeasible: no x satisfies the cones, or the objective has no end.
+            SolverFailed: Clarabel ended without a usable answer.
+        """
+        self._solver.update(
+            q=self._q if q is None else np.asarray(q, dtype=float),
+            b=self._b if b is None else np.asarray(b, dtype=float),
+        )
+        answer = self._solver.solve()
+        match str(answer.status):
+            case "Solved":
+                return np.array(answer.x, dtype=float)
+            case "PrimalInfeasible" | "AlmostPrimalInfeasible":
+                raise Infeasible("no point satisfies the constraints")
+            case "DualInfeasible" | "AlmostDualInfeasible":
+                raise Infeasible("the objective has no bound: a limit is missing")
+            case status:
+                raise SolverFailed(f"Clarabel ended with {status!r}; look at the problem's scaling")
+
+
+_CONES: dict[str, Any] = {
+    "zero": clarabel.ZeroConeT,
+    "nonnegative": clarabel.NonnegativeConeT,
+    "second": clarabel.SecondOrderConeT,
+    "exponential": lambda size: clarabel.ExponentialConeT(),
+}

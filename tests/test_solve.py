@@ -8,10 +8,11 @@ from typing import Any
 import cvxpy
 import numpy as np
 import pytest
+from scipy import sparse
 from scipy.optimize import linprog
 
 from controllers import Infeasible, SolverFailed
-from controllers.solve import maximum, solve
+from controllers.solve import Conic, linear, maximum, solve
 
 cp: Any = cvxpy
 BOX = np.vstack([np.eye(2), -np.eye(2)])
@@ -102,3 +103,67 @@ def test_maximum_says_when_it_ran_out_of_time() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(SolverFailed, match="Time limit"):
         maximum(rng.normal(size=100), rng.normal(size=(300, 100)), np.ones(300), time_limit_s=0.0)
+
+
+def test_a_linear_program_agrees_with_scipy() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        A, b, c = rng.uniform(0.0, 1.0, (12, 5)), rng.uniform(0.5, 1.0, 12), rng.uniform(0.1, 1.0, 5)
+        high = rng.uniform(0.1, 0.6, 5)
+        x = linear(c, A, b, 0.0, high)
+        other = linprog(-c, A_ub=A, b_ub=b, bounds=[(0.0, h) for h in high])
+        assert c @ x == pytest.approx(-other.fun, abs=1e-9)
+        assert (A @ x <= b + 1e-9).all()
+        assert linear(c, sparse.csr_array(A), b, 0.0, high) == pytest.approx(x, abs=1e-9)
+
+
+def test_a_linear_program_has_the_three_ends() -> None:
+    one = np.ones(1)
+    with pytest.raises(Infeasible, match="no point satisfies"):
+        linear(one, np.ones((1, 1)), -one)
+    with pytest.raises(Infeasible, match="limit is missing"):
+        linear(one, np.zeros((0, 1)), np.zeros(0))
+    with pytest.raises(SolverFailed, match="HiGHS ended"):
+        rng = np.random.default_rng(1)
+        linear(np.ones(400), rng.uniform(0, 1, (800, 400)), np.ones(800), time_limit_s=1e-6)
+
+
+def test_a_conic_problem_is_solved_for_many_right_hand_sides() -> None:
+    # the point of x + y <= b closest to (1, 2)
+    problem = Conic(np.eye(2), np.array([-1.0, -2.0]), np.ones((1, 2)), np.ones(1), [("nonnegative", 1)])
+    for b in (1.0, 0.5, -3.0, 1.0):
+        shift = (3.0 - b) / 2
+        assert problem.minimize(b=np.array([b])) == pytest.approx([1 - shift, 2 - shift], abs=1e-7)
+    assert problem.minimize() == pytest.approx([0.0, 1.0], abs=1e-7)  # as constructed again
+
+
+def test_cones_are_those_of_their_names() -> None:
+    # greatest log(x), x <= b; and the least t with |(3, 4)| <= t
+    log = Conic(
+        None,
+        np.array([-1.0, 0.0]),
+        np.array([[0.0, 1.0], [-1.0, 0.0], [0.0, 0.0], [0.0, -1.0]]),
+        np.array([3.0, 0.0, 1.0, 0.0]),
+        [("nonnegative", 1), ("exponential", 3)],
+    )
+    assert log.minimize() == pytest.approx([np.log(3.0), 3.0], rel=1e-6)
+    norm = Conic(
+        None, np.ones(1), np.array([[-1.0], [0.0], [0.0]]), np.array([0.0, 3.0, 4.0]), [("second", 3)]
+    )
+    assert norm.minimize() == pytest.approx([5.0], rel=1e-7)
+    fixed = Conic(None, np.ones(1), np.ones((1, 1)), np.array([2.5]), [("zero", 1)])
+    assert fixed.minimize() == pytest.approx([2.5], rel=1e-9)
+
+
+def test_a_conic_problem_has_the_three_ends() -> None:
+    one = np.ones(1)
+    with pytest.raises(Infeasible, match="limit is missing"):
+        Conic(None, one, np.ones((1, 1)), one, [("nonnegative", 1)]).minimize()
+    with pytest.raises(Infeasible, match="no point satisfies"):
+        Conic(None, one, np.array([[1.0], [-1.0]]), -np.ones(2), [("nonnegative", 2)]).minimize()
+    with pytest.raises(SolverFailed, match="Clarabel ended"):
+        rng = np.random.default_rng(2)
+        A = rng.uniform(0, 1, (200, 100))
+        Conic(None, -np.ones(100), A, np.ones(200), [("nonnegative", 200)], time_limit_s=1e-9).minimize()
+    with pytest.raises(ValueError, match="cones"):
+        Conic(None, one, np.ones((2, 1)), np.ones(2), [("nonnegative", 1)])
