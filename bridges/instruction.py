@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from math import ceil, inf
 
 import numpy as np
 
-from bridges.wire import SCHEMA, BadMessage, HalfSpaces, SetpointMessage, Target
-from controllers.contract import ControlError, Instruction, Origin, Setpoint
+from bridges.wire import SCHEMA, BadMessage, HalfSpaces, LaterSpan, SetpointMessage, Target
+from controllers.contract import ControlError, Instruction, Origin, Setpoint, Span
 from controllers.region import Region
 
 
@@ -29,7 +30,8 @@ def to_message(
         wall: turns the time of the simulation into that of the devices; by default they are the same.
 
     Raises:
-        BadMessage: a name that cannot be in a topic, a validity that ends before it begins.
+        BadMessage: a name that cannot be in a topic, a validity that ends before it begins, a schedule
+            with gaps or of too many spans.
     """
 
     def stamp(time: datetime) -> datetime:
@@ -40,7 +42,6 @@ def to_message(
 
     if not 0 < ttl_s < inf:
         raise BadMessage(f"instruction for {instruction.device}: ttl_s {ttl_s} must be positive and finite")
-    wanted = instruction.setpoint
     return SetpointMessage(
         schema=SCHEMA,
         run=run,
@@ -54,10 +55,19 @@ def to_message(
         valid_until=stamp(instruction.valid_until),
         ttl_ms=ceil(ttl_s * 1000),
         region=None if instruction.region is None else to_half_spaces(instruction.region),
-        setpoint=None if wanted is None else Target(wanted.p_mw, wanted.q_mvar),
+        setpoint=_target(instruction.setpoint),
         fallback=to_half_spaces(instruction.fallback),
         origin=None if instruction.origin is None else str(instruction.origin),
         why=instruction.why,
+        later=tuple(
+            LaterSpan(
+                stamp(span.start),
+                stamp(span.end),
+                None if span.region is None else to_half_spaces(span.region),
+                _target(span.setpoint),
+            )
+            for span in instruction.later
+        ),
     )
 
 
@@ -67,7 +77,6 @@ def to_instruction(message: SetpointMessage) -> Instruction:
     Raises:
         BadMessage: a region that no point can satisfy.
     """
-    target = message.setpoint
     return Instruction(
         device=message.der,
         epoch=message.epoch,
@@ -76,14 +85,38 @@ def to_instruction(message: SetpointMessage) -> Instruction:
         valid_from=message.valid_from,
         valid_until=message.valid_until,
         region=None if message.region is None else to_region(message.region),
-        setpoint=None if target is None else Setpoint(p_mw=target.p_mw, q_mvar=target.q_mvar),
+        setpoint=_setpoint(message.setpoint),
         fallback=to_region(message.fallback),
         origin=Origin(message.origin) if message.origin in set(Origin) else None,
         why=message.why,
+        later=tuple(
+            Span(
+                span.start,
+                span.end,
+                None if span.region is None else to_region(span.region),
+                _setpoint(span.setpoint),
+            )
+            for span in message.later
+        ),
     )
 
 
-@lru_cache(maxsize=512)  # a device's fallback is sent again in each step
+def shortened(instruction: Instruction, later: int) -> Instruction:
+    """The same instruction with no more than its first `later` later spans, and valid as long as these."""
+    if len(instruction.later) <= later:
+        return instruction
+    return replace(instruction, later=instruction.later[:later], valid_until=instruction.spans[later].end)
+
+
+def _target(setpoint: Setpoint | None) -> Target | None:
+    return None if setpoint is None else Target(setpoint.p_mw, setpoint.q_mvar)
+
+
+def _setpoint(target: Target | None) -> Setpoint | None:
+    return None if target is None else Setpoint(p_mw=target.p_mw, q_mvar=target.q_mvar)
+
+
+@lru_cache(maxsize=512)  # a device's fallback, and the most of its schedule, is sent again in each step
 def to_half_spaces(region: Region) -> HalfSpaces:
     """A region as it is sent."""
     return HalfSpaces(region.axes, tuple(map(tuple, region.A.tolist())), tuple(region.b.tolist()))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from bridges import wire
 from bridges.bus import Bus, Message
-from bridges.instruction import to_message
+from bridges.instruction import shortened, to_message
 from controllers.contract import Instruction
 
 
@@ -41,7 +41,11 @@ class Publisher:
     ) -> None:
         """Publish an instruction, retained, for `ttl_s` seconds; never waits.
 
+        Of a schedule that no message holds, the first spans are sent, and for as much shorter: a device
+        that hears nothing more obeys its default the sooner. `shortened` counts these.
+
         Args:
+            ttl_s: from now until the end of the schedule.
             wall: turns the time of the simulation into that of the devices; by default the same.
 
         Raises:
@@ -53,9 +57,23 @@ class Publisher:
                 f"instruction {instruction.seq} for {instruction.device} is of epoch {instruction.epoch}, "
                 f"this publisher of {self.epoch}; construct one for each epoch"
             )
-        message = to_message(instruction, run=self.run, area=self.area, ttl_s=ttl_s, wall=wall)
         topic = wire.device_topic(self.run, self.area, instruction.device, "setpoint")
-        self._bus.publish(topic, wire.encode(message), retain=True, ttl_s=ttl_s)
+        sent = shortened(instruction, wire.MAX_LATER)
+        while True:
+            part = 1.0
+            if sent is not instruction:
+                part = (sent.valid_until - sent.issued_at) / (instruction.valid_until - sent.issued_at)
+            message = to_message(sent, run=self.run, area=self.area, ttl_s=ttl_s * part, wall=wall)
+            try:
+                payload = wire.encode(message)
+                break
+            except wire.BadMessage:
+                if not sent.later:
+                    raise
+            sent = shortened(sent, len(sent.later) * 7 // 8)
+        if len(sent.later) < len(instruction.later):
+            self._bus.counts["shortened"] += 1
+        self._bus.publish(topic, payload, retain=True, ttl_s=ttl_s * part)
 
     def heartbeat(self, step: int, period_s: float, next_deadline: datetime) -> None:
         """Say that the controller is there, and until when it will be heard again.

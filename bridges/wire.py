@@ -30,6 +30,8 @@ ROOT = "gridpace/v1"
 SCHEMA: Literal["gridpace.setpoint.v1"] = "gridpace.setpoint.v1"
 RESERVED = ("ctl", "area")
 """Names that no area may have, because topics use them."""
+MAX_LATER = 288
+"""Most spans after the first one: a day of five minutes."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _EXACT_INTEGER = 2**53  # any JSON reader keeps integers up to this one
 
@@ -77,6 +79,22 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_finite(p_mw=self.p_mw, q_mvar=self.q_mvar)
 
 
+class LaterSpan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one device is told for a span of time after the first one: `start <= time < end`."""
+
+    start: datetime
+    end: datetime
+    region: HalfSpaces | None
+    """where the device must stay; null: its capability"""
+    setpoint: Target | None = None
+    """where it should be inside the region; null: its choice"""
+
+    def __post_init__(self) -> None:
+        _check_times(start=self.start, end=self.end)
+        if not self.start < self.end:
+            raise BadMessage(f"later: a span ends {self.end.isoformat()}, it begins {self.start.isoformat()}")
+
+
 class SetpointMessage(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
@@ -84,7 +102,7 @@ class SetpointMessage(
 
     It accepts this if `(epoch, seq)` is greater than the last one's and the validity has not passed:
     neither `valid_until`, nor `ttl_ms` after the arrival, for a device whose clock is not
-    synchronised. Afterwards it obeys `fallback`.
+    synchronised. Afterwards it obeys `fallback`. It replaces all of the last one, `later` too.
     """
 
     schema: Literal["gridpace.setpoint.v1"]
@@ -99,7 +117,7 @@ class SetpointMessage(
     valid_until: datetime
     ttl_ms: int
     region: HalfSpaces | None
-    """where the device must stay; null: its capability"""
+    """where the device must stay until `later` begins; null: its capability"""
     setpoint: Target | None
     """where it should be inside the region; null: its choice"""
     fallback: HalfSpaces
@@ -107,6 +125,8 @@ class SetpointMessage(
     """which rule spoke"""
     why: str | None = None
     """what limits the region, for people"""
+    later: tuple[LaterSpan, ...] = ()
+    """what holds afterwards, without gaps, until `valid_until`"""
 
     def __post_init__(self) -> None:
         check_address(self.run, self.area, self.der)
@@ -116,6 +136,29 @@ class SetpointMessage(
             raise BadMessage(f"valid_until {self.valid_until} is not after valid_from {self.valid_from}")
         if not self.ttl_ms > 0:
             raise BadMessage(f"ttl_ms {self.ttl_ms} must be positive")
+        if self.later:
+            self._check_later()
+
+    def _check_later(self) -> None:
+        """A gap would send the device to its default and back."""
+        if len(self.later) > MAX_LATER:
+            raise BadMessage(f"later: {len(self.later)} spans are more than the {MAX_LATER} of a message")
+        if not self.valid_from < self.later[0].start:
+            raise BadMessage(
+                f"later: begins {self.later[0].start.isoformat()}, not after valid_from "
+                f"{self.valid_from.isoformat()}"
+            )
+        for before, after in zip(self.later, self.later[1:], strict=False):
+            if before.end != after.start:
+                raise BadMessage(
+                    f"later: a span ends {before.end.isoformat()} and the next one begins "
+                    f"{after.start.isoformat()}; spans follow each other without a gap"
+                )
+        if self.later[-1].end != self.valid_until:
+            raise BadMessage(
+                f"later: ends {self.later[-1].end.isoformat()}, not at valid_until "
+                f"{self.valid_until.isoformat()}"
+            )
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

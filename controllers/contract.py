@@ -42,7 +42,8 @@ class Origin(StrEnum):
     CERTIFIED = "certified"
     """the method, checked by the AC power flow before release"""
     DEGRADED = "degraded"
-    """the method, on a network that the background alone takes beyond a limit: it makes nothing worse"""
+    """there is no safe answer: the background alone takes the network beyond a limit, and nothing makes it
+    worse; or what was announced has to stand until the notice of something tighter has passed"""
     FALLBACK = "fallback"
     """the second controller of a `Fallback`, because the first had no decision"""
     HELD = "held"
@@ -127,7 +128,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """What is meant to hold from `start` until `end`."""
+    """What is meant to hold from `start` until `end`, the end left out."""
 
     start: datetime
     end: datetime
@@ -152,13 +153,31 @@ class Decision:
     """what `regions` mean"""
     certificates: Mapping[str, Certificate] = field(default_factory=dict)
     """by target, for some or all of `regions`"""
+    until: datetime | None = None
+    """when `regions` and `setpoints` end; `None`: when `later` begins or, without it, as the scenario says"""
     later: tuple[Interval, ...] = ()
-    """what the controller means to hold afterwards, without gaps: `regions` hold until the first one's
-    start, each until the next one's, the last until its end"""
+    """what the controller means to hold afterwards, without gaps: each until the next one's start, which is
+    its end"""
     positions: Mapping[str, int] = field(default_factory=dict)
     """by regulator of the network operator: where it shall stand"""
     fairness: Fairness | None = None
     """how the regions share what the network allows, where that is the method's subject"""
+
+    @property
+    def has_sequel(self) -> bool:
+        """Whether the controller says itself how long its word holds, and what comes after."""
+        return self.until is not None or bool(self.later)
+
+    def intervals(self, start: datetime, end: datetime) -> tuple[Interval, ...]:
+        """All that it says, in order and without gaps.
+
+        Args:
+            start: when it begins to act.
+            end: when it ends if it does not say so itself.
+        """
+        first_until = self.until or (self.later[0].start if self.later else end)
+        first = Interval(start=start, end=first_until, regions=self.regions, certificates=self.certificates)
+        return (first, *self.later)
 
 
 class Controller(Protocol):
@@ -176,11 +195,12 @@ class Controller(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A device's region for one span of time."""
+    """What a device is told for one span of time, the end left out."""
 
     start: datetime
     end: datetime
     region: Region | None
+    setpoint: Setpoint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +220,9 @@ class Instruction:
     valid_from: datetime
     valid_until: datetime
     region: Region | None
+    """until `later` begins, if it does"""
     setpoint: Setpoint | None
+    """as long as `region`"""
     fallback: Region
     """what the device obeys without a valid instruction"""
     origin: Origin | None = None
@@ -209,3 +231,13 @@ class Instruction:
     """what limits the region, for people"""
     later: tuple[Span, ...] = ()
     """what follows `region`, without gaps; the last one ends at `valid_until`"""
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The whole schedule, in order and without gaps, from `valid_from` until `valid_until`."""
+        first_until = self.later[0].start if self.later else self.valid_until
+        return (Span(self.valid_from, first_until, self.region, self.setpoint), *self.later)
+
+    def at(self, time: datetime) -> Span | None:
+        """What holds at `time`; `None` before and after the schedule."""
+        return next((span for span in self.spans if span.start <= time < span.end), None)

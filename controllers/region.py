@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -77,14 +78,19 @@ class Region:
     @classmethod
     def box(cls, **limits: tuple[float, float]) -> Region:
         """The region `low <= axis <= high` for each `axis=(low, high)`, in the order given."""
-        rows, b = [], []
-        for i, (axis, (low, high)) in enumerate(limits.items()):
+        b = []
+        for axis, (low, high) in limits.items():
             if not low <= high:
                 raise ValueError(f"box: {axis} has its lower limit {low:g} above its upper {high:g}")
-            unit = [float(i == j) for j in range(len(limits))]
-            rows += [unit, [0.0 - x for x in unit]]  # not -x: no -0.0 in tables and messages
-            b += [high + 0.0, 0.0 - low]
-        return cls(tuple(limits), np.array(rows), np.array(b))
+            b += [high + 0.0, 0.0 - low]  # not -low: no -0.0 in tables and messages
+        right = np.array(b)
+        if not limits or not np.isfinite(right).all():
+            return cls(tuple(limits), _box_rows(len(limits)), right)  # which says what is wrong
+        # Thousands of boxes a step: their rows are the same, and known to be of unit length.
+        made = object.__new__(cls)
+        object.__setattr__(made, "axes", tuple(limits))
+        made._keep(_box_rows(len(limits)), right)
+        return made
 
     def excess(self, point: Point) -> float:
         """How far `point` lies outside the worst row (negative inside), in the axes' units."""
@@ -199,3 +205,9 @@ class Region:
         if set(axes) != set(self.axes):
             raise ValueError(f"regions over {axes} and {self.axes} do not share their axes")
         return self.A[:, [self.axes.index(axis) for axis in axes]]
+
+
+@lru_cache
+def _box_rows(axes: int) -> Array:
+    """(2 axes, axes) an upper and a lower row for each axis."""
+    return np.kron(np.eye(axes), np.array([[1.0], [-1.0]])) + 0.0

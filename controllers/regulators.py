@@ -11,7 +11,9 @@ voltage: -3 steps of 1.25 % give 1.03896 times the primary's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import index
 from typing import TypeAlias
 
 
@@ -77,3 +79,31 @@ class CapacitorBank:
 
 
 Regulator: TypeAlias = TapChanger | CapacitorBank
+
+
+def standing(regulators: Mapping[str, Regulator], positions: Mapping[str, int]) -> dict[str, int]:
+    """Where every regulator stands, in their order; one that `positions` does not name is at its start.
+
+    Raises:
+        KeyError: no such regulator.
+        ValueError: a position that it does not have.
+    """
+    if unknown := sorted(positions.keys() - regulators.keys()):
+        known = ", ".join(regulators) or "none"
+        raise KeyError(f"no regulator {', '.join(map(repr, unknown))}; there are {known}")
+    stands = {}
+    for name, regulator in regulators.items():
+        position = positions.get(name, regulator.start)
+        try:
+            stands[name] = index(position)
+        except TypeError:
+            raise ValueError(f"regulator {name!r}: position {position!r} is no whole number") from None
+        if stands[name] not in regulator.positions:
+            low, high = regulator.positions[0], regulator.positions[-1]
+            raise ValueError(f"regulator {name!r}: position {position!r} is not in {low}..{high}")
+    return stands
+
+
+def moves(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    """How many positions each regulator has moved, where it has; a tap changer runs through all between."""
+    return {name: abs(at - before[name]) for name, at in after.items() if at != before[name]}

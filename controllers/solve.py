@@ -100,9 +100,15 @@ def linear(
 
 
 def _highs(
-    c: Array, A: Array | sparse.csr_array, b: Array, low: Array, high: Array, time_limit_s: float
+    c: Array,
+    A: Array | sparse.csr_array,
+    b: Array,
+    low: Array,
+    high: Array,
+    time_limit_s: float,
+    whole: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[Any, Any]:
-    """The solver after its run, and the model's status."""
+    """The solver after its run, and the model's status; `whole` marks integer variables."""
     rows, columns = A.shape
     model = highspy.HighsLp()
     model.num_col_, model.num_row_ = columns, rows
@@ -127,6 +133,12 @@ def _highs(
     solver.setOptionValue("primal_feasibility_tolerance", FEASIBILITY)
     solver.setOptionValue("dual_feasibility_tolerance", FEASIBILITY)
     solver.setOptionValue("time_limit", time_limit_s)
+    if whole is not None:
+        kinds = highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger
+        model.integrality_ = [kinds[int(is_whole)] for is_whole in whole]
+        solver.setOptionValue("presolve", "on")
+        for option in ("mip_rel_gap", "mip_abs_gap", "mip_feasibility_tolerance"):
+            solver.setOptionValue(option, FEASIBILITY)
     solver.passModel(model)
     solver.run()
     return solver, solver.getModelStatus()
@@ -201,3 +213,32 @@ _CONES: dict[str, Any] = {
     "second": clarabel.SecondOrderConeT,
     "exponential": lambda size: clarabel.ExponentialConeT(),
 }
+
+
+def integer(
+    c: Array,
+    A: Array | sparse.csr_array,
+    b: Array,
+    low: Array,
+    high: Array,
+    whole: npt.NDArray[np.bool_],
+    *,
+    time_limit_s: float = TIME_LIMIT_S,
+) -> Array:
+    """The x that maximises `c.x` subject to `A x <= b`, `low <= x <= high`, some of it whole, by HiGHS.
+
+    Args:
+        c, low, high: (n,). A: (rows, n), dense or sparse. b: (rows,).
+        whole: (n,) which variables are integers; they are so exactly in the answer.
+
+    Raises:
+        Infeasible: no such x satisfies the rows, or the objective has no end.
+        SolverFailed: HiGHS ended without an answer.
+    """
+    solver, status = _highs(c, A, b, low, high, time_limit_s, whole)
+    ends = highspy.HighsModelStatus
+    if status in (ends.kUnbounded, ends.kUnboundedOrInfeasible):
+        raise Infeasible("no integer point satisfies the rows, or the objective has no bound")
+    _require_optimal(solver, status)
+    x = np.array(solver.getSolution().col_value, dtype=float)
+    return np.where(whole, np.round(x), x)

@@ -21,9 +21,12 @@ from controllers.devices import (
     WindTurbine,
     still,
 )
+from controllers.envelopes.certified import Certified
+from controllers.envelopes.rolling import Rolling
 from controllers.fallback import Fallback
 from controllers.network import Limits, PowerFlow
 from controllers.region import Region
+from controllers.regulators import CapacitorBank, Regulator, TapChanger
 from controllers.site import Load, Site
 from scenarios.check import ScenarioInvalid, problem_at
 from scenarios.grids import GridError, bus_of, load_grid
@@ -31,20 +34,24 @@ from scenarios.load import Draft, Keys
 from scenarios.plugins import controller_class
 from scenarios.schema import (
     AnyDevice,
+    AnyRegulator,
     BatteryPart,
     Box,
+    CapacitorBankPart,
     GeneratorPart,
     GridPart,
     LoadPart,
     PvPart,
     Scenario,
+    TapChangerPart,
     WindPart,
 )
 from simulators.controller import Seat
 from simulators.network import network_of
-from simulators.per_unit import PLACED, NetworkRefused
+from simulators.per_unit import PLACED, NetworkRefused, per_unit
 from simulators.power_flow import PandapowerEngine, PowerGridModelEngine
 from simulators.profiles import Driven
+from simulators.regulated import at_rest, require_place
 
 _STATIC = {"load": -1.0, "sgen": 1.0, "storage": -1.0}
 """pandapower tables that become loads of the site, with the sign that makes injection positive."""
@@ -71,12 +78,18 @@ def build(draft: Draft, scenario: Scenario) -> Built:
         ScenarioInvalid: a grid or controller that refuses what it is given.
     """
     net = _net(draft, scenario.grid)
-    devices = {part.name: _device(part, net) for part in scenario.devices}
+    devices = {part.name: device_of(part, bus_of(net, part.bus)) for part in scenario.devices}
+    regulators = {part.name: _regulator(part, net) for part in scenario.regulators}
     loads = _loads(draft, net)
+    engine: PandapowerEngine | PowerGridModelEngine
     try:
+        net = at_rest(net, regulators)
+        _require_places(draft, scenario, net, regulators)
         network = network_of(net)
-        engine = PandapowerEngine(net) if scenario.grid.engine == "pandapower" else PowerGridModelEngine(net)
-        certifier = engine if isinstance(engine, PowerGridModelEngine) else PowerGridModelEngine(net)
+        fast = PowerGridModelEngine(net, regulators)
+        engine = PandapowerEngine(net, regulators) if scenario.grid.engine == "pandapower" else fast
+    except ScenarioInvalid:
+        raise
     except NetworkRefused as error:
         raise _refused(draft, ("grid", "network"), scenario.grid.network, str(error)) from None
     except Exception as error:  # pandapower checks little of a net before it computes
@@ -98,9 +111,11 @@ def build(draft: Draft, scenario: Scenario) -> Built:
         every=scenario.every,
         devices=devices,
         loads=loads,
-        power_flow=certifier,
+        power_flow=fast,
+        regulators=regulators,
     )
-    seats = tuple(_seat(draft, scenario, site, i) for i in range(len(scenario.controllers)))
+    in_order = (_seat(draft, scenario, site, i) for i in range(len(scenario.controllers)))
+    seats = tuple(sorted(in_order, key=lambda seat: not _goes_first(seat.controller)))
     sources = dict.fromkeys(source for seat in seats for source in _sources(seat.controller))
     driven = _driven(draft, scenario, devices, loads)
     return Built(scenario, site, engine, driven, seats, tuple(sources))
@@ -175,9 +190,8 @@ def _region(box: Box | None, otherwise: Region) -> Region:
     return otherwise if box is None else Region.box(p_mw=box.p_mw, q_mvar=box.q_mvar)
 
 
-def _device(part: AnyDevice, net: pandapowerNet) -> Device:
-    """A device with the schema's defaults filled in."""
-    bus = bus_of(net, part.bus)
+def device_of(part: AnyDevice, bus: str) -> Device:
+    """A device with the schema's defaults filled in; `bus` is our name of the one that it is connected to."""
     common: dict[str, Any] = {"name": part.name, "bus": bus}
     match part:
         case PvPart():
@@ -232,23 +246,71 @@ def _device(part: AnyDevice, net: pandapowerNet) -> Device:
     assert_never(part)
 
 
+def _regulator(part: AnyRegulator, net: pandapowerNet) -> Regulator:
+    match part:
+        case TapChangerPart():
+            lowest, highest = part.positions
+            return TapChanger(
+                name=part.name,
+                branch=None if part.at == "source" else part.at,
+                step=part.step_percent / 100,
+                lowest=lowest,
+                highest=highest,
+                start=part.start,
+            )
+        case CapacitorBankPart():
+            bus = bus_of(net, part.bus)
+            return CapacitorBank(
+                name=part.name, bus=bus, q_mvar=part.q_mvar, steps=part.steps, start=part.start
+            )
+    assert_never(part)
+
+
+def _require_places(
+    draft: Draft, scenario: Scenario, net: pandapowerNet, regulators: Mapping[str, Regulator]
+) -> None:
+    """Refuse regulators that the controllers' linear model cannot follow."""
+    if not regulators:
+        return
+    model = per_unit(net)
+    for i, part in enumerate(scenario.regulators):
+        try:
+            require_place(model, regulators[part.name])
+        except NetworkRefused as error:
+            key, value = ("bus", part.bus) if isinstance(part, CapacitorBankPart) else ("at", part.at)
+            raise _refused(draft, ("regulators", i, key), value, str(error)) from None
+
+
 def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
     part = scenario.controllers[i]
     every = part.every or scenario.every
     cls = controller_class(part.uses, draft.folder)
+    key = "options"
     try:
         controller = cls(site, **part.options)
+        if part.certified is not None:
+            key = "certified"
+            controller = Certified(controller, **dict(part.certified))
+        if part.rolling is not None:
+            key = "rolling"
+            controller = Rolling(controller, **dict(part.rolling))
+        asked = getattr(controller, "intervals", 1)
         if part.fallback is not None:
             controller = Fallback(controller, controller_class(part.fallback, draft.folder)(site))
     except (Exception, SystemExit) as error:  # whatever a third party's constructor raises
         raise _refused(
-            draft, ("controllers", i, "options"), part.options, f"{part.uses} refuses: {error}"
+            draft, ("controllers", i, key), dict(getattr(part, key)), f"{part.uses} refuses: {error}"
         ) from error
-    asked = getattr(controller, "intervals", 1)
     if isinstance(asked, int) and asked > scenario.forecast.intervals:
         advice = f"looks {asked} steps ahead, but a forecast covers {scenario.forecast.intervals}; raise it"
         raise _refused(draft, ("forecast", "intervals"), scenario.forecast.intervals, f"{part.uses} {advice}")
     return Seat(part.name, controller, every // scenario.every, part.valid_for or 2 * every)
+
+
+def _goes_first(controller: Controller) -> bool:
+    """Whether it sets what the others of a step have to know, wherever the scenario names it."""
+    first = controller.first if isinstance(controller, Fallback) else controller
+    return bool(getattr(first, "goes_first", False))
 
 
 def _sources(controller: Controller) -> tuple[str, ...]:

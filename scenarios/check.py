@@ -212,7 +212,7 @@ def _items(raw: Any, section: str) -> list[tuple[Keys, dict[str, Any]]]:
 def _references(draft: Draft) -> Iterator[Problem]:
     """What only the whole file shows; reads the raw mapping, so that other mistakes do not hide these."""
     raw = draft.raw
-    for section in ("devices", "controllers"):
+    for section in ("devices", "regulators", "controllers"):
         names = Counter(str(item.get("name")) for _, item in _items(raw, section) if "name" in item)
         seen: set[str] = set()
         for keys, item in _items(raw, section):
@@ -258,13 +258,31 @@ def _bus_references(draft: Draft) -> Iterator[Problem]:
     except GridError as error:
         yield problem_at(draft, ("grid", "network"), part.network, str(error))
         return
-    for keys, device in _items(draft.raw, "devices"):
-        bus = device.get("bus", _SILENT)
+    for keys, item in [*_items(draft.raw, "devices"), *_items(draft.raw, "regulators")]:
+        bus = item.get("bus", _SILENT)
         if isinstance(bus, int | str) and not isinstance(bus, bool):
             try:
                 bus_of(net, bus)
             except GridError as error:
                 yield problem_at(draft, (*keys, "bus"), bus, str(error))
+    yield from _taps(draft, list(net.trafo.index))
+
+
+def _taps(draft: Draft, transformers: list[int]) -> Iterator[Problem]:
+    """Tap changers of transformers that are not there, or of what another one regulates already."""
+    used: dict[str, str] = {}
+    for keys, item in _items(draft.raw, "regulators"):
+        at = item.get("at", "source")
+        if item.get("kind") != "tap-changer" or not isinstance(at, str):
+            continue
+        table, _, index = at.partition(":")
+        if table == "trafo" and index.isdecimal() and int(index) not in transformers:
+            known = ", ".join(f"trafo:{i}" for i in transformers)
+            there = f"there are {known}" if known else "it has none; regulate the source (at: source)"
+            yield problem_at(draft, (*keys, "at"), at, f"is no transformer of the grid; {there}")
+        if at in used:
+            yield problem_at(draft, (*keys, "at"), at, f"is regulated by {used[at]!r} already; keep one")
+        used.setdefault(at, str(item.get("name")))
 
 
 def _controllers(draft: Draft) -> Iterator[Problem]:

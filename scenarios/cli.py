@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from scenarios.load import Draft
     from scenarios.schema import Scenario
 
@@ -36,6 +38,14 @@ Sets = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
+Methods = Annotated[
+    list[str],
+    typer.Option("--method", metavar="METHOD", help="Acronym or class of a method; may be repeated."),
+]
+Uncertified = Annotated[
+    bool, typer.Option("--uncertified", help="As the linear model says, without the AC power flow's check.")
+]
+
 
 def main() -> None:
     """Entry point of the command `gridpace`."""
@@ -45,6 +55,16 @@ def main() -> None:
 def _fail(status: int, message: str) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(status)
+
+
+def _instant(text: str) -> datetime:
+    from datetime import UTC, datetime
+
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        _fail(2, f"--at {text}: is no date and time; write it as 2026-06-21T12:00:00Z")
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _load(file: str, changes: list[str]) -> tuple[Draft, Scenario]:
@@ -97,6 +117,103 @@ def run(
     else:
         show(summary(result.directory), console())
     raise typer.Exit(int(result.exit))
+
+
+@app.command()
+def envelopes(
+    file: File,
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="An instant of the run, e.g. 2026-06-21T12:00:00Z.")
+    ] = None,
+    method: Methods = [],  # noqa: B006
+    changes: Sets = [],  # noqa: B006
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="PNG or SVG file to draw into; envelopes.png where matplotlib is installed."),
+    ] = None,
+    no_picture: Annotated[bool, typer.Option("--no-picture", help="Draw nothing.")] = False,
+    uncertified: Uncertified = False,
+    as_json: Json = False,
+) -> None:
+    """Print and draw the envelopes of every method for one instant, with certificate and fairness."""
+    from importlib.util import find_spec
+
+    from controllers.envelopes.static_limits import apparent_mva
+    from scenarios import envelope_picture, envelope_report
+    from scenarios.build import build
+    from scenarios.check import ScenarioInvalid
+    from scenarios.envelopes import NoSuchMethod, NotInTheRun, ask, check_options, chosen, observe, step_at
+    from scenarios.envelopes import shared_options as options_of
+    from scenarios.picture import NoPicture
+    from scenarios.watch import console
+
+    draft, scenario = _load(file, changes)
+    try:
+        wanted = chosen(method)
+        step = step_at(scenario, None if at is None else _instant(at))
+        built = build(draft, scenario)
+        seen = observe(built, step)
+    except (NoSuchMethod, NotInTheRun, ScenarioInvalid) as error:
+        _fail(2, str(error))
+    check = None if uncertified else check_options(draft, scenario)
+    answers = [ask(built, cls, options_of(draft, scenario, cls), seen, check=check) for cls in wanted]
+    if as_json:
+        said = {"scenario": scenario.name, "time": seen.time.isoformat(), "certified": not uncertified}
+        typer.echo(json.dumps({**said, "methods": [answer.as_dict() for answer in answers]}, indent=2))
+    else:
+        envelope_report.show(answers, scenario.name, seen.time, console())
+    by_itself = picture is None and not as_json and find_spec("matplotlib") is not None
+    if no_picture or not (picture or by_itself) or not any(answer.devices for answer in answers):
+        return
+    into = picture or Path("envelopes.png")
+    capability = {name: apparent_mva(device) for name, device in built.site.devices.items()}
+    try:
+        envelope_picture.draw(answers, into, scenario=scenario.name, at=seen.time, capability=capability)
+    except NoPicture as error:
+        _fail(2, str(error))
+    if not as_json:
+        typer.echo(f"picture: {into}")
+
+
+@app.command()
+def compare(
+    file: File,
+    method: Methods = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the runs, one a method.")] = Path(
+        "comparison"
+    ),
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Steps; the scenario's, at most a day, if not given."),
+    ] = None,
+    changes: Sets = [],  # noqa: B006
+    uncertified: Uncertified = False,
+    as_json: Json = False,
+) -> None:
+    """Run one day under each method, with the same weather, and print what each led to."""
+    from scenarios.compare import Refused, drafts, show
+    from scenarios.compare import as_json as plain
+    from scenarios.compare import compare as run_all
+    from scenarios.envelopes import NoSuchMethod
+    from scenarios.watch import console
+
+    draft, scenario = _load(file, changes)
+    try:
+        runs = list(drafts(draft, scenario, method, certified=not uncertified, steps=steps))
+    except NoSuchMethod as error:
+        _fail(2, str(error))
+    try:
+        found = run_all(runs, out, certified=not uncertified, say=lambda line: typer.echo(line, err=True))
+    except KeyboardInterrupt:
+        _fail(130, f"interrupted; {out} keeps every finished step")
+    if as_json:
+        typer.echo(json.dumps({"scenario": scenario.name, "methods": plain(found)}, indent=2))
+    else:
+        checked = "as the linear model says" if uncertified else "certified, but for none and static"
+        title = f"{scenario.name}: {runs[0][1].raw['steps']} steps under each method, {checked}"
+        show(found, title, console())
+    if all(isinstance(each, Refused) for each in found):
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -164,6 +281,50 @@ def report(
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:
         show(found, console())
+
+
+@app.command()
+def csip(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="The controls of that instant; of the last by default.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the XML files; printed if not given.")
+    ] = None,
+    connection: Annotated[
+        bool, typer.Option("--connection", help="Limits of the connection point, not of the device.")
+    ] = False,
+    version: Annotated[str, typer.Option(metavar="VERSION", help="Of CSIP-AUS: 1.3 or 1.2.")] = "1.3",
+) -> None:
+    """Write the envelopes that a run recorded as CSIP-AUS DERControls: active power, valid while Q = 0."""
+    from bridges.csip import NoCsip, Profile
+    from scenarios.controls import NoControls, defaults_of, documents, held
+    from scenarios.report import NotARun
+    from simulators.journal import NoTables
+
+    try:
+        profile = Profile(at="connection" if connection else "device", version=version)  # type: ignore[arg-type]
+        defaults = defaults_of(directory)
+        now, several = held(directory, None if at is None else _instant(at))
+        written = 0
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        for name, document in documents(several, defaults, now, profile):
+            if isinstance(document, str):
+                typer.echo(f"{name}: left out: {document}", err=True)
+                continue
+            if out is None:
+                typer.echo(document.decode())
+            else:
+                (out / name).write_bytes(document)
+            written += 1
+    except (NotARun, NoTables, NoControls, NoCsip, ValueError) as error:
+        _fail(2, str(error))
+    except OSError as error:
+        _fail(2, f"{out}: cannot be written: {error.strerror or error}")
+    if out is not None:
+        typer.echo(f"{written} documents of {now:%Y-%m-%d %H:%M:%S} UTC in {out}")
 
 
 @app.command("list")

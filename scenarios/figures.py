@@ -48,6 +48,17 @@ def step_times(run_dir: Path) -> tuple[list[datetime], timedelta | None]:
     return times, (times[-1] - times[0]) / (last - first)
 
 
+def regulator_moves(run_dir: Path) -> dict[str, int]:
+    """How many positions each regulator has moved, those that stood still among them."""
+    moved: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for row in rows(run_dir, "regulators", ["regulator", "position"]):
+        name, position = row["regulator"], row["position"]
+        moved[name] = moved.get(name, 0) + abs(position - last.get(name, position))
+        last[name] = position
+    return moved
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One value of a table."""
@@ -211,6 +222,36 @@ def envelopes(run_dir: Path) -> Iterator[Envelope]:
                 A=matrix / length[:, None],
                 b=np.array(row["b"], dtype=float) / length,
             )
+
+
+class InForce:
+    """The envelopes that bind, step by step.
+
+    A controller's newest word for a device counts from its first span's beginning, and all of the word
+    before it, its later spans too, is superseded then.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._coming = envelopes(run_dir)
+        self._following = next(self._coming, None)
+        self._known: dict[tuple[str, str], list[Envelope]] = {}
+        self._begun: dict[tuple[str, str], int] = {}
+
+    def at(self, time: datetime) -> dict[str, dict[str, Envelope]]:
+        """By device and controller; ask with rising times."""
+        while self._following is not None and self._following.issued_at <= time:
+            new = self._following
+            self._known.setdefault((new.target, new.controller), []).append(new)
+            self._following = next(self._coming, None)
+        found: dict[str, dict[str, Envelope]] = {}
+        for key, known in self._known.items():
+            newest = max((e.seq for e in known if e.valid_from <= time), default=-1)
+            newest = self._begun[key] = max(newest, self._begun.get(key, -1))
+            known[:] = [e for e in known if e.seq >= newest and time < e.valid_until]
+            for e in known:
+                if e.seq == newest and e.valid_from <= time:
+                    found.setdefault(e.target, {})[e.controller] = e
+        return found
 
 
 def device_steps(run_dir: Path) -> Iterator[tuple[datetime, dict[str, dict[str, Any]]]]:

@@ -11,16 +11,19 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import logging
 import re
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandapower as pp
 from pandapower.auxiliary import pandapowerNet
+from pandapower.topology import unsupplied_buses
 
 from scenarios.matpower import CaseError, net_of_case
 
@@ -76,10 +79,10 @@ def bus_of(net: pandapowerNet, ref: int | str) -> str:
     Raises:
         GridError: no such bus, or several; with near matches.
     """
+    if isinstance(ref, int) and not isinstance(ref, bool) and ref in net.bus.index:
+        return str(ref)
     indices = [int(i) for i in net.bus.index]
     if isinstance(ref, int) and not isinstance(ref, bool):
-        if ref in indices:
-            return str(ref)
         near = sorted(indices, key=lambda i: (abs(i - ref), i))[:3]
         raise GridError(
             f"bus {ref} is not in the grid, whose buses go from {min(indices)} to {max(indices)}; nearest: "
@@ -102,6 +105,12 @@ def bus_of(net: pandapowerNet, ref: int | str) -> str:
         else "give an index or a name of net.bus"
     )
     raise GridError(f"bus {ref!r} is not in the grid; {hint}")
+
+
+def supplied(net: pandapowerNet) -> list[int]:
+    """Indices of the buses that an external grid supplies, its own left out, in rising order."""
+    dark = unsupplied_buses(net) | set(net.ext_grid.bus)
+    return sorted(int(i) for i in net.bus.index if i not in dark and net.bus.in_service[i])
 
 
 def _function(spec: str, module: str, name: str) -> pandapowerNet:
@@ -152,7 +161,14 @@ def _simbench(spec: str, code: str) -> pandapowerNet:
     if code not in codes:
         close = get_close_matches(code, codes, n=3)
         raise GridError(f"grid {spec!r}: SimBench has no grid {code}; {_mean(close, codes)}")
-    return _net(spec, simbench.get_simbench_net(code))
+    return _net(spec, copy.deepcopy(_simbench_net(code)))
+
+
+@cache
+def _simbench_net(code: str) -> object:
+    """Read once: it takes seconds, and a scenario is checked and then built."""
+    simbench: Any = importlib.import_module("simbench")
+    return simbench.get_simbench_net(code)
 
 
 def _matpower(spec: str, case: str) -> pandapowerNet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -75,6 +76,8 @@ def load(which: str, changes: Sequence[str] = (), folder: Path | None = None) ->
     draft = _read(which, folder or Path(), ())
     for change in changes:
         _change(draft.raw, change)
+    if draft.raw.get("fleets"):
+        _muster(draft.raw, draft.folder)
     return draft
 
 
@@ -122,6 +125,41 @@ def _read(which: str, folder: Path, seen: tuple[Path, ...]) -> Draft:
             _anchor(below.raw, below.folder)
         raw = _merge(below.raw, raw)
     return Draft(raw, path.parent, which, lines, tuple(repeated))
+
+
+def _muster(raw: dict[str, Any], folder: Path) -> None:
+    """Put the devices of `fleets` among the others. A mistake is left as it is, for the check to name it."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from scenarios.grids import GridError, bus_of, load_grid, supplied
+    from scenarios.schema import EveryBus, FleetPart
+
+    grid, devices = raw.get("grid"), raw.setdefault("devices", [])
+    try:
+        fleets = TypeAdapter(list[FleetPart]).validate_python(raw["fleets"])
+        net = load_grid(str(grid.get("network")) if isinstance(grid, dict) else "", folder)
+    except (ValidationError, GridError):
+        return
+    if not isinstance(devices, list):
+        return
+    raw["devices"] = devices = [*devices]  # not that of the scenario which this one extends
+    for fleet in fleets:
+        match fleet.buses:
+            case "all":
+                buses: Sequence[int | str] = supplied(net)
+            case EveryBus(every=every):
+                buses = supplied(net)[::every]
+            case _:
+                buses = fleet.buses
+        known, profile = raw.get("profiles"), fleet.device.get("profile")
+        if profile is not None and profile not in (known if isinstance(known, dict) else {}):
+            buses = buses[:1]  # enough for the check to say it; not a thousand times
+        for bus in buses:
+            name = bus
+            with suppress(GridError):
+                name = bus_of(net, bus)
+            devices.append({"name": f"{fleet.name}-{name}", "bus": bus, **fleet.device})
+    del raw["fleets"]
 
 
 def _anchor(raw: dict[str, Any], folder: Path) -> None:

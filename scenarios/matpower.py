@@ -8,6 +8,7 @@ give another grid. Columns: MATPOWER User's Manual, appendix B.
 from __future__ import annotations
 
 import re
+import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +97,10 @@ def net_of_case(text: str, f_hz: float = 50.0) -> pandapowerNet:
             raise CaseError(f"mpc.bus_name has {len(names)} names for {len(bus)} buses")
         case["bus_name"] = names
     branch[branch[:, idx_brch.TAP] == 0, idx_brch.TAP] = 1.0
-    return from_ppc(case, f_hz=f_hz)
+    with warnings.catch_warnings():
+        # pandas tells pandapower's authors something about types; a user cannot change it.
+        warnings.simplefilter("ignore", FutureWarning)
+        return from_ppc(case, f_hz=f_hz)
 
 
 def _uncommented(line: str) -> str:

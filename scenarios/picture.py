@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scenarios.figures import Envelope, device_steps, envelopes, rows, step_times
+from scenarios.figures import Envelope, InForce, device_steps, rows, step_times
 from scenarios.run_directory import Manifest, RunDirectory
 from scenarios.verdicts import VERDICTS
 from simulators.journal import NoTables
@@ -113,24 +113,18 @@ def _traces(run_dir: Path, steps: int) -> tuple[dict[str, Traces], Array]:
     """What every device did and within which limits; and (steps,) the sum of what nobody controls."""
     found: dict[str, Traces] = {}
     loads = np.full(steps, np.nan)
-    coming = envelopes(run_dir)
-    following = next(coming, None)
-    live: dict[str, list[Envelope]] = {}
+    envelopes = InForce(run_dir)
     for step, (time, devices) in enumerate(device_steps(run_dir)):
-        while following is not None and following.valid_from <= time:
-            live.setdefault(following.target, []).append(following)
-            following = next(coming, None)
+        in_force = envelopes.at(time)
         for name, row in devices.items():
             p_mw = np.nan if row["p_mw"] is None else row["p_mw"]
             if row["state"] == "uncontrolled":
                 loads[step] = np.nansum([loads[step], p_mw])
                 continue
             trace = found.setdefault(name, Traces(steps))
-            newest = {e.controller: e for e in live.get(name, ()) if time < e.valid_until}
-            live[name] = list(newest.values())
             trace.p_mw[step] = p_mw
             trace.available_mw[step] = np.nan if row["available_mw"] is None else row["available_mw"]
-            trace.low_mw[step], trace.high_mw[step] = _p_limits(live[name], row)
+            trace.low_mw[step], trace.high_mw[step] = _p_limits(tuple(in_force.get(name, {}).values()), row)
             trace.limited += row["state"] == "limited"
     return found, loads
 

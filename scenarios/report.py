@@ -21,6 +21,7 @@ from scenarios.figures import (
     durations,
     energies,
     quantile,
+    regulator_moves,
     rows,
     step_times,
 )
@@ -104,6 +105,8 @@ class Summary:
     durations: tuple[Spread, ...]
     setpoints: dict[str, int]
     """by outcome"""
+    moves: dict[str, int]
+    """by regulator, how many positions it moved"""
     verdicts: tuple[Judged, ...]
     sources: tuple[str, ...]
 
@@ -154,6 +157,7 @@ def summary(run_dir: Path) -> Summary:
         counts=dict(manifest.counts),
         durations=tuple(_spreads(run_dir, manifest.clock)) if steps else (),
         setpoints=_count(run_dir, "setpoints", "outcome") if steps else {},
+        moves=regulator_moves(run_dir) if steps else {},
         verdicts=tuple(_verdicts(run_dir)),
         sources=tuple(manifest.sources),
     )
@@ -235,6 +239,7 @@ def _sections(summary: Summary, *, ascii_only: bool) -> Iterator[tuple[str, Tabl
     for what, counts in (
         ("decisions", summary.decisions),
         ("instructions", summary.setpoints),
+        ("regulator moves", summary.moves),
         ("events", summary.events),
     ):
         if counts:

@@ -174,7 +174,9 @@ class _Session:
         self._events = Events(directory.path / EVENTS)
         self._journal = Journal(directory.path, seal_every=scenario.record.seal_every)
         event: Callable[..., None] = self._events.record
-        self.grid = GridSimulator(built.engine, site.devices, site.loads, scenario.grid.on_divergence, event)
+        self.grid = GridSimulator(
+            built.engine, site.devices, site.loads, scenario.grid.on_divergence, event, site.regulators
+        )
         self.controllers = ControllersSimulator(site, built.seats, epoch, clock.paced, event)
         self.outbox = OutboxSimulator(BusOutlet(self._publisher, clock), clock, event)
         self.recorder = RecorderSimulator(

@@ -21,7 +21,11 @@ from pydantic import (
     JsonValue,
     PlainSerializer,
     StrictInt,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
     create_model,
     model_validator,
 )
@@ -37,6 +41,7 @@ from simulators.sun import PvProfile
 from simulators.wind import WindProfile
 
 _UNIT_S = {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_STEPS = re.compile(r"\d+ steps?")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|sec|s|min|m|h|d)")
 
 
@@ -314,6 +319,133 @@ class GeneratorPart(DevicePart):
 AnyDevice = Annotated[PvPart | WindPart | BatteryPart | LoadPart | GeneratorPart, Field(discriminator="kind")]
 
 
+class TapChangerPart(Part):
+    name: Name
+    kind: Literal["tap-changer"]
+    at: Annotated[str, Field(pattern=r"^(source|trafo:\d+)$")] = "source"
+    """what it regulates: `source`, the external grid's voltage, or a transformer there, e.g. `trafo:0`"""
+    step_percent: Positive
+    """change of the ratio a position; on the primary side, so a negative position raises the voltage"""
+    positions: tuple[StrictInt, StrictInt]
+    """lowest and highest position"""
+    start: StrictInt = 0
+    """position at the start"""
+
+    @model_validator(mode="after")
+    def _check(self) -> TapChangerPart:
+        low, high = self.positions
+        if not low <= self.start <= high:
+            raise ValueError(f"start {self.start} is not in positions {low}..{high}")
+        if not 1 + self.step_percent / 100 * low > 0:
+            raise ValueError(
+                f"step_percent {self.step_percent:g} at position {low} turns the ratio negative; take fewer "
+                "or smaller steps"
+            )
+        return self
+
+
+class CapacitorBankPart(Part):
+    name: Name
+    kind: Literal["capacitor-bank"]
+    bus: StrictInt | str
+    """the net's bus, by index or by its unique name"""
+    q_mvar: Positive
+    """injected by each step at rated voltage"""
+    steps: Annotated[StrictInt, Field(ge=1)]
+    """how many there are"""
+    start: Annotated[StrictInt, Field(ge=0)] = 0
+    """how many are switched on at the start"""
+
+    @model_validator(mode="after")
+    def _check(self) -> CapacitorBankPart:
+        if self.start > self.steps:
+            raise ValueError(f"start {self.start} is more than its {self.steps} steps")
+        return self
+
+
+AnyRegulator = Annotated[TapChangerPart | CapacitorBankPart, Field(discriminator="kind")]
+
+
+class EveryBus(Part):
+    every: Annotated[StrictInt, Field(ge=1)]
+    """1: each bus, 2: every second one, and so on, in the order of the net's indices"""
+
+
+def _which_buses(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        raise ValueError("must be all, {every: N} with N from 1, or a list of buses") from None
+
+
+class FleetPart(Part):
+    """Many devices of one kind: one is made at each of some buses, named `NAME-BUS` with the bus's index."""
+
+    name: Name
+    buses: Annotated[Literal["all"] | EveryBus | list[StrictInt | str], WrapValidator(_which_buses)]
+    """`all`: each bus that the grid supplies, its source's left out; `{every: N}`: every N-th of these; or a
+    list of buses"""
+    device: dict[str, JsonValue]
+    """as in `devices`, without `name` and `bus`"""
+
+    @model_validator(mode="after")
+    def _check(self) -> FleetPart:
+        if {"name", "bus"} & self.device.keys():
+            raise ValueError("device: name and bus follow from the fleet; leave them out")
+        try:
+            TypeAdapter(AnyDevice).validate_python({"name": self.name, "bus": 0, **self.device})
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            words = [str(word) for word in wrong["loc"] if word != self.device.get("kind")]
+            raise ValueError(f"{'.'.join(['device', *words])}: {wrong['msg']}") from None
+        return self
+
+
+def _patience(value: Any) -> Any:
+    return value if isinstance(value, str) and _STEPS.fullmatch(value) else duration(value)
+
+
+class RollingPart(Part):
+    """Envelopes for every interval of a horizon, announced ahead; see `controllers/envelopes/rolling.py`."""
+
+    intervals: Annotated[StrictInt, Field(ge=1, le=288)] = 12
+    """how many coming intervals are published, each as long as a step; not more than the forecast covers"""
+    locked: Annotated[StrictInt, Field(ge=0)] = 2
+    """first intervals in which nobody gets less for another's sake"""
+    notice: Annotated[StrictInt, Field(ge=0)] = 1
+    """intervals before whose end nobody gets less at all"""
+    silent_after: Annotated[
+        str | timedelta,
+        BeforeValidator(_patience),
+        PlainSerializer(lambda value: value if isinstance(value, str) else spell(value)),
+        WithJsonSchema({"type": "string", "examples": ["2 steps", "15min"]}),
+    ] = "2 steps"
+    """how long a device is not heard before it counts as silent: a number of steps, or a length of time"""
+    repay: NotNegative = 0.0
+    """how much weight those get who had less than others on this UTC day; 1: in proportion"""
+    recertify: Annotated[StrictInt, Field(ge=1)] | None = None
+    """how many intervals are computed anew each step; all if not given"""
+
+
+class CertifiedPart(Part):
+    """The AC power flow's correction and check; see `controllers/envelopes/certified.py`."""
+
+    two_sided: bool = False
+    """whether rows on which the linear model is too careful give room as well: larger envelopes, dearer"""
+    rounds: Annotated[StrictInt, Field(ge=1)] = 8
+    """how often the method is asked again before its envelopes are scaled down"""
+    tolerance_v_pu: Positive = 1e-5
+    """voltage beyond a limit that counts as kept"""
+    tolerance_loading_percent: Positive = 0.01
+    """the same for loadings"""
+    critical: Annotated[StrictInt, Field(ge=1)] = 4
+    """how many limits of each kind are attacked"""
+
+
+def _switched(value: Any) -> Any:
+    return {} if value is True else None if value is False else value
+
+
 class ControllerPart(Part):
     name: Name
     uses: Annotated[str, Field(pattern=r"^[^:]+:[A-Za-z_]\w*$")]
@@ -321,11 +453,23 @@ class ControllerPart(Part):
     every: Duration | None = None
     """a multiple of the scenario's step; the step itself if not given"""
     valid_for: Duration | None = None
-    """how long a decision stays valid once it acts; twice `every` if not given"""
+    """how long a decision stays valid once it acts; twice `every` if not given; its schedule if `rolling`"""
     options: dict[str, JsonValue] = {}
     """passed to the class"""
     fallback: Annotated[str, Field(pattern=r"^[^:]+:[A-Za-z_]\w*$")] | None = None
     """a second controller, named like `uses`, that is asked when the first has no decision"""
+    certified: Annotated[
+        CertifiedPart | None,
+        BeforeValidator(_switched),
+        Field(json_schema_extra=lambda schema: schema["anyOf"].insert(0, {"type": "boolean"})),
+    ] = None
+    """whether the AC power flow corrects and checks a method of envelopes before release, and how"""
+    rolling: Annotated[
+        RollingPart | None,
+        BeforeValidator(_switched),
+        Field(json_schema_extra=lambda schema: schema["anyOf"].insert(0, {"type": "boolean"})),
+    ] = None
+    """whether a method of envelopes publishes a schedule for the coming intervals, and how"""
 
 
 class MemoryBusPart(Part):
@@ -396,6 +540,10 @@ class Scenario(Part):
     forecast: ForecastPart = ForecastPart()
     profiles: dict[Name, AnyProfile] = {}
     devices: list[AnyDevice]
+    fleets: list[FleetPart] = []
+    """devices by the dozen; they join `devices` before the file is checked"""
+    regulators: list[AnyRegulator] = []
+    """what the network operator moves in steps, a list"""
     controllers: list[ControllerPart] = []
     bus: AnyBus = EmbeddedBusPart(kind="embedded")
     record: RecordPart = RecordPart()
@@ -420,5 +568,7 @@ def file_schema() -> dict[str, Any]:
         "type": "string",
         "description": "another scenario, by name or file; maps merge, lists of named items merge by name",
     }
-    schema["anyOf"] = [{"required": ["extends"]}, {"required": schema.pop("required")}]
+    required = schema.pop("required")
+    fleet = ["fleets" if key == "devices" else key for key in required]
+    schema["anyOf"] = [{"required": keys} for keys in (["extends"], required, fleet)]
     return schema

@@ -31,12 +31,11 @@ from scenarios.figures import (
     UNCONTROLLED,
     UNDECIDED,
     Duration,
-    Envelope,
+    InForce,
     Readings,
     device_steps,
     durations,
     energies,
-    envelopes,
     quantile,
     rows,
     step_times,
@@ -154,19 +153,13 @@ def _within(run_dir: Path, expected: VoltageWithin | LoadingBelow) -> Verdict:
 
 
 def _envelope_respected(run_dir: Path, expected: EnvelopeRespected) -> Verdict:
-    coming = envelopes(run_dir)
-    following = next(coming, None)
-    issued: dict[str, list[Envelope]] = {}
+    envelopes = InForce(run_dir)
     checked = held = missing = without = 0
     gap = worst = spoken = None
     for time, devices in device_steps(run_dir):
-        while following is not None and following.issued_at <= time:
-            issued.setdefault(following.target, []).append(following)
-            following = next(coming, None)
-        issued = {name: [e for e in those if time < e.valid_until] for name, those in issued.items()}
-        for name in sorted(devices.keys() | issued.keys()):
-            valid = (e for e in issued.get(name, ()) if e.valid_from <= time)
-            newest = {e.controller: e for e in sorted(valid, key=lambda e: e.seq)}
+        in_force = envelopes.at(time)
+        for name in sorted(devices.keys() | in_force.keys()):
+            newest = in_force.get(name)
             if not newest:
                 without += name in devices and devices[name]["state"] != UNCONTROLLED
                 continue

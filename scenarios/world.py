@@ -41,6 +41,7 @@ CHILDREN: Sequence[tuple[str, str, str]] = (
 SHIFTED: Sequence[tuple[str, str, str, Any]] = (
     # acts one step later: a decision reaches the devices, and a tick begins when the last is recorded
     ("controllers", "fleet", "instructions", {}),
+    ("controllers", "grid", "positions", {}),
     ("recorder", "clock", "done", -1),
 )
 

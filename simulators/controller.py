@@ -11,15 +11,13 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from controllers.contract import (
     Certificate,
     ControlError,
     Controller,
     Decision,
-    Infeasible,
     Instruction,
+    Interval,
     Kind,
     Observation,
     Origin,
@@ -28,16 +26,17 @@ from controllers.contract import (
 from controllers.devices import AXES
 from controllers.forecast import Forecast
 from controllers.region import Region
+from controllers.regulators import standing
 from controllers.site import Site
 from simulators.clock import Duty, Tick
 from simulators.devices import DeviceReport
 from simulators.grid import Measured
+from simulators.schedule import Words, merge
 from simulators.stage import Stage
 
 Event = Callable[..., None]
 
 NEVER = datetime.max.replace(tzinfo=UTC)
-STILL = np.zeros(len(AXES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class Seat:
     every_steps: int
     """asked in steps 0, m, 2m, ..."""
     valid_for: timedelta
-    """how long its decisions stay valid once they act"""
+    """how long its decisions stay valid once they act, unless they say what holds afterwards"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +70,23 @@ class _Said:
     """A controller's last decision and its validity."""
 
     decision: Decision
+    valid_from: datetime
     valid_until: datetime
 
 
 class Dispatch:
     """Merges the controllers' valid decisions into one instruction a device.
 
-    Regions for the same device intersect; of several setpoints the one of the controller named
-    last in the scenario counts; the instruction is valid as long as all of them are. When one of
-    them expires before its controller speaks again, the device is told anew what the others still
-    say. A number is given out once per step, growing with the step.
+    Regions for the same device intersect, span by span where a controller says what holds afterwards;
+    of several setpoints the one of the controller named last in the scenario counts; the instruction is
+    valid as long as all of them are, or as long as every decision with a sequel is. When one of them
+    expires before its controller speaks again, the device is told anew what the others still say. A
+    number is given out once per step, growing with the step. An instruction replaces all that the device
+    was told before, its whole schedule.
 
     A device whose regions have no point in common is told nothing new: what it was told last stays
-    in force until it expires, then its default. No controller outranks another.
+    in force until it expires, then its default. Where they have none later on, its schedule ends there.
+    No controller outranks another.
     """
 
     def __init__(self, site: Site, controllers: Sequence[str], epoch: int) -> None:
@@ -94,7 +97,7 @@ class Dispatch:
     def take(self, turn: Turn) -> None:
         """Remember a new decision."""
         if turn.decision is not None:
-            self._said[turn.controller] = _Said(turn.decision, turn.valid_until)
+            self._said[turn.controller] = _Said(turn.decision, turn.valid_from, turn.valid_until)
 
     def _valid(self, at: datetime) -> dict[str, _Said]:
         """What each controller said last, where that is still valid at `at`."""
@@ -109,7 +112,8 @@ class Dispatch:
         found: dict[str, Region] = {}
         for name, said in self._valid(at).items():
             if name != besides:
-                for target, region in said.decision.regions.items():
+                begun = [i.regions for i in said.decision.later if i.start <= at]
+                for target, region in (begun[-1] if begun else said.decision.regions).items():
                     found[target] = found[target] & region if target in found else region
         return found
 
@@ -119,51 +123,40 @@ class Dispatch:
         """Tell each device in `touched`, or whose last instruction has run out, what holds now.
 
         Returns:
-            instructions by device, and by device why it gets none: its regions do not meet.
+            instructions by device, and by device why it gets none or a shorter one: its regions do not meet.
         """
         told, conflicts = {}, {}
         valid = self._valid(valid_from)
         for name, device in self._site.devices.items():
             if name not in touched and valid_from < self._told_until.get(name, NEVER):
                 continue
-            concerned: list[str] = []
-            reasons: list[str] = []
-            region, setpoint, until, origin = None, None, NEVER, None
-            for controller, said in valid.items():
-                new = said.decision.regions.get(name)
-                target = said.decision.setpoints.get(name)
-                if new is None and target is None:
-                    continue
-                new = None if new is None else new.over(AXES)
-                concerned.append(controller)
-                region = region & new if region is not None and new is not None else new or region
-                setpoint = target or setpoint
-                until = min(until, said.valid_until)
-                origin = said.decision.origin
-                certificate = said.decision.certificates.get(name)
-                if certificate is not None and certificate.binding is not None:
-                    reasons.append(certificate.binding)
-            if not concerned:
+            said = {
+                controller: words
+                for controller, one in valid.items()
+                if (words := Words.of(one.decision, name, one.valid_from, one.valid_until, valid_from))
+            }
+            if not said:
                 continue
-            try:
-                if region is not None:
-                    region.nearest(STILL)
-            except Infeasible:
-                conflicts[name] = f"the regions of {' and '.join(concerned)} have no point in common"
+            schedule = merge(said)
+            if schedule.conflict is not None:
+                conflicts[name] = schedule.conflict
+            if not schedule.spans:
                 continue
+            first, until = schedule.spans[0], schedule.spans[-1].end
             self._told_until[name] = until
             told[name] = Instruction(
                 device=name,
                 epoch=self._epoch,
                 seq=seq,
                 issued_at=issued_at,
-                valid_from=valid_from,
+                valid_from=first.start,
                 valid_until=until,
-                region=region,
-                setpoint=setpoint,
+                region=first.region,
+                setpoint=first.setpoint,
                 fallback=device.default,
-                origin=origin,
-                why="; ".join(reasons) or None,
+                origin=schedule.origin,
+                why=schedule.why,
+                later=schedule.spans[1:],
             )
         return told, conflicts
 
@@ -172,7 +165,9 @@ class ControllersSimulator(Stage):
     """mosaik simulator of one entity `controllers`.
 
     Inputs: `tick`, `measured` (grid), `forecast` (profiles), `report` (each device).
-    Outputs: `turns` (one for each controller that was due), `instructions` (by device).
+    Outputs: `turns` (one for each controller that was due), `instructions` (by device), `positions` (by
+    regulator: where each shall stand from the next step on). A regulator stays where the last word put it;
+    of several controllers in one step the one named last counts, and each is told what those before it said.
 
     A controller that raises has no decision: what it said last stays in force until it expires,
     then the devices obey their defaults. Nothing a controller raises or returns ends the run.
@@ -189,10 +184,11 @@ class ControllersSimulator(Stage):
         super().__init__(
             "controllers",
             takes=["tick", "measured", "forecast", "report"],
-            gives=["turns", "instructions"],
+            gives=["turns", "instructions", "positions"],
         )
         self._site, self._seats, self._event = site, tuple(seats), event
         self._in_thread = in_thread
+        self._positions = standing(site.regulators, {})
         self._dispatch = Dispatch(site, [seat.name for seat in self._seats], epoch)
         self.counts: Counter[str] = Counter()
 
@@ -219,9 +215,16 @@ class ControllersSimulator(Stage):
             turns.append(turn)
             self.counts[f"origin-{turn.origin}"] += 1
             if turn.decision is not None:
+                said = {**self._positions, **turn.decision.positions}
+                self._positions = standing(self._site.regulators, said)
                 touched |= turn.decision.regions.keys() | turn.decision.setpoints.keys()
+                touched |= {name for interval in turn.decision.later for name in interval.regions}
         instructions = {} if tick.duty is Duty.SKIP else self._merged(tick, acts_at, touched)
-        self.out["controllers"] = {"turns": tuple(turns), "instructions": instructions}
+        self.out["controllers"] = {
+            "turns": tuple(turns),
+            "instructions": instructions,
+            "positions": self._positions,
+        }
         return instructions
 
     def _merged(self, tick: Tick, acts_at: datetime, touched: Set[str]) -> dict[str, Instruction]:
@@ -253,6 +256,7 @@ class ControllersSimulator(Stage):
             q_mvar={**measured.load_q_mvar, **{r.device: r.q_mvar for r in reports}},
             e_mwh={r.device: r.e_mwh for r in reports if r.e_mwh is not None},
             regions=self._dispatch.regions(besides=seat.name, at=acts_at),
+            positions=MappingProxyType(self._positions),
         )
         started = wall_time.perf_counter()
         decision: Decision | None = None
@@ -261,6 +265,7 @@ class ControllersSimulator(Stage):
             decision = seat.controller.step(observation)
             self._check(decision, observation)
             origin = decision.origin
+            until = decision.intervals(acts_at, until)[-1].end
         except ControlError as error:
             decision = None
             self.counts[error.outcome] += 1
@@ -291,21 +296,51 @@ class ControllersSimulator(Stage):
             raise TypeError(f"the decision's origin is {decision.origin!r}, not an Origin")
         if not isinstance(decision.kind, Kind):
             raise TypeError(f"the decision's kind is {decision.kind!r}, not a Kind")
-        for target, certificate in decision.certificates.items():
-            if not isinstance(certificate, Certificate):
-                raise TypeError(f"the certificate for {target!r} is a {type(certificate).__name__}")
+        try:
+            standing(self._site.regulators, decision.positions)
+        except KeyError as error:
+            raise ValueError(f"the decision moves what the site does not have: {error.args[0]}") from None
         devices = self._site.devices
         for name, setpoint in decision.setpoints.items():
             if name not in devices:
                 raise ValueError(f"a setpoint for {name!r}, which is no device of the site")
             if not isinstance(setpoint, Setpoint):
                 raise TypeError(f"the setpoint for {name!r} is a {type(setpoint).__name__}, not a Setpoint")
-        for target, region in decision.regions.items():
+        _check_order(decision, observation.time + self._site.every)
+        everything: tuple[Decision | Interval, ...] = (decision, *decision.later)
+        for said in everything:
+            self._check_regions(said, decision.kind, observation)
+
+    def _check_regions(self, said: Decision | Interval, kind: Kind, observation: Observation) -> None:
+        devices = self._site.devices
+        for target, certificate in said.certificates.items():
+            if not isinstance(certificate, Certificate):
+                raise TypeError(f"the certificate for {target!r} is a {type(certificate).__name__}")
+        for target, region in said.regions.items():
             if not isinstance(region, Region):
                 raise TypeError(f"the region for {target!r} is a {type(region).__name__}, not a Region")
-            if target not in devices and decision.kind is Kind.ENVELOPE:
+            if target not in devices and kind is Kind.ENVELOPE:
                 raise ValueError(f"an envelope for {target!r}, which is no device of the site")
-            said = observation.regions.get(target)
-            axes = AXES if target in devices else region.axes if said is None else said.axes
+            heard = observation.regions.get(target)
+            axes = AXES if target in devices else region.axes if heard is None else heard.axes
             if set(region.axes) != set(axes):
                 raise ValueError(f"the region for {target!r} is over {region.axes}, needed is {axes}")
+
+
+def _check_order(decision: Decision, acts_at: datetime) -> None:
+    """What a decision says for later follows without gaps."""
+    for interval in decision.later:
+        if not isinstance(interval, Interval):
+            raise TypeError(f"what holds later is a {type(interval).__name__}, not an Interval")
+    if not decision.has_sequel:
+        return
+    begins = decision.until or decision.later[0].start
+    if not acts_at < begins:
+        raise ValueError(f"what it says from {acts_at} on ends {begins}")
+    for interval in decision.later:
+        if interval.start != begins or not interval.start < interval.end:
+            raise ValueError(
+                f"what it says from {interval.start} until {interval.end} should begin {begins}, where what "
+                "is before it ends, and last"
+            )
+        begins = interval.end

@@ -66,7 +66,7 @@ class DeviceReport:
 
 
 class DeviceTwin:
-    """One simulated device: keeps its state and its current instruction."""
+    """One simulated device: keeps its state, and its current instruction, whose schedule it follows."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -98,8 +98,10 @@ class DeviceTwin:
             stage = Obedience.FAILSAFE
         elif instruction is not None:
             stage = Obedience.CONTROLLED
-            region = instruction.region
-            if (target := instruction.setpoint) is not None:
+            span = instruction.at(now)
+            assert span is not None  # it has begun and not ended
+            region = span.region
+            if (target := span.setpoint) is not None:
                 p_mw = wish if target.p_mw is None else target.p_mw
                 wanted = np.array([p_mw, device.reactive(p_mw) if target.q_mvar is None else target.q_mvar])
 
@@ -129,7 +131,8 @@ class DeviceTwin:
         )
 
     def _begun(self, now: datetime) -> Instruction | None:
-        """The newest instruction whose time has come; until then the one before it holds."""
+        """The newest instruction whose time has come, in place of the whole schedule of the one before it,
+        which holds until then."""
         if self._coming is not None and now >= self._coming.valid_from:
             self._current, self._coming = self._coming, None
         return self._current

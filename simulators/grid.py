@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from controllers.devices import Device
 from controllers.network import PowerFlow
+from controllers.regulators import Regulator, moves, standing
 from controllers.site import Load
 from simulators.clock import Duty, Tick
 from simulators.devices import DeviceReport
@@ -48,13 +50,16 @@ class Measured:
     branch_q_mvar: Array | None = None
     loading_percent: Array | None = None
     power_flow_ms: float | None = None
+    positions: Mapping[str, int] = field(default_factory=dict)
+    """where each regulator stands"""
 
 
 class GridSimulator(Stage):
     """mosaik simulator of one entity `grid`: sums what is injected at each bus and solves.
 
     Inputs: `tick`, `drive` (per-unit values by name; loads without one stay nominal), `report`
-    (each device). Output: `measured`.
+    (each device), `positions` (of regulators, decided in the step before; without one they stay where
+    they are). Output: `measured`.
     """
 
     def __init__(
@@ -64,8 +69,10 @@ class GridSimulator(Stage):
         loads: Mapping[str, Load],
         on_divergence: Divergence,
         event: Callable[..., None],
+        regulators: Mapping[str, Regulator] | None = None,
     ) -> None:
-        super().__init__("grid", takes=["tick", "drive", "report"], gives=["measured"])
+        super().__init__("grid", takes=["tick", "drive", "report", "positions"], gives=["measured"])
+        self._positions = standing(regulators or {}, {})
         self._power_flow, self._on_divergence, self._event = power_flow, on_divergence, event
         index = {bus: i for i, bus in enumerate(power_flow.buses)}
         self._device_row = {name: index[device.bus] for name, device in devices.items()}
@@ -73,17 +80,25 @@ class GridSimulator(Stage):
         self.counts: Counter[str] = Counter()
 
     def work(self, time: int, given: dict[str, list[Any]]) -> None:
-        (tick,), (drive,) = given["tick"], given["drive"]
-        self.out["grid"] = {"measured": self.run(tick, drive, given.get("report", []))}
+        (tick,), (drive,), (positions,) = given["tick"], given["drive"], given["positions"]
+        self.out["grid"] = {"measured": self.run(tick, drive, given.get("report", []), positions)}
 
-    def run(self, tick: Tick, drive: Mapping[str, float], reports: Sequence[DeviceReport]) -> Measured:
-        """Solve one step.
+    def run(
+        self,
+        tick: Tick,
+        drive: Mapping[str, float],
+        reports: Sequence[DeviceReport],
+        positions: Mapping[str, int],
+    ) -> Measured:
+        """Move the regulators and solve one step.
 
         Raises:
             GridDiverged: no solution and the policy is `abort`.
         """
+        self._move(tick, positions)
+        stands = MappingProxyType(self._positions)
         if tick.duty is Duty.SKIP:
-            return Measured()
+            return Measured(positions=stands)
         p_mw, q_mvar = np.zeros(len(self._power_flow.buses)), np.zeros(len(self._power_flow.buses))
         load_p, load_q = {}, {}
         for load, row in self._loads:
@@ -98,7 +113,7 @@ class GridSimulator(Stage):
             q_mvar[row] += report.q_mvar
 
         started = wall_time.perf_counter()
-        flows = self._power_flow.solve(p_mw[None, :], q_mvar[None, :])
+        flows = self._power_flow.at(stands).solve(p_mw[None, :], q_mvar[None, :])
         took_ms = (wall_time.perf_counter() - started) * 1e3
         if not flows.converged[0]:
             self.counts["power-flow-diverged"] += 1
@@ -106,7 +121,7 @@ class GridSimulator(Stage):
             self._event(tick.time, "power-flow-diverged", step=tick.step, why=why)
             if self._on_divergence is Divergence.ABORT:
                 raise GridDiverged(f"step {tick.step}: {why}; the grid's on_divergence is 'abort'")
-            return Measured(load_p_mw=load_p, load_q_mvar=load_q, power_flow_ms=took_ms)
+            return Measured(load_p_mw=load_p, load_q_mvar=load_q, power_flow_ms=took_ms, positions=stands)
         return Measured(
             v_pu=dict(zip(self._power_flow.buses, flows.v_pu[0].tolist(), strict=True)),
             load_p_mw=load_p,
@@ -115,4 +130,19 @@ class GridSimulator(Stage):
             branch_q_mvar=flows.q_mvar[0],
             loading_percent=flows.loading_percent[0],
             power_flow_ms=took_ms,
+            positions=stands,
         )
+
+    def _move(self, tick: Tick, positions: Mapping[str, int]) -> None:
+        stands = {**self._positions, **positions}
+        for name, count in moves(self._positions, stands).items():
+            self.counts["regulator-moves"] += count
+            self._event(
+                tick.time,
+                "regulator-moved",
+                step=tick.step,
+                regulator=name,
+                before=self._positions[name],
+                position=stands[name],
+            )
+        self._positions = stands

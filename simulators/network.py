@@ -1,25 +1,14 @@
 """network_of: the linear model that controllers see, from any radial pandapower net.
 
 LinDistFlow (Baran and Wu 1989, branch flow equations without the loss terms), generalised to off-nominal
-transformer ratios and to admittances (shunts, line charging, magnetising), whose power is linear in v:
+transformer ratios and to admittances (shunts, line charging, magnetising), whose power is linear in v. The
+equations and their symbols stand in `controllers/network.py`; this file finds the tree and refers each
+branch to its direction:
 
-| symbol | meaning                                                                    | unit |
-|--------|----------------------------------------------------------------------------|------|
-| v      | squared voltage magnitude                                                  | pu   |
-| P, Q   | power through the series impedance of the branch that feeds a bus          | pu   |
-| r, x   | series impedance, at the branch's second side                              | pu   |
-| tau    | off-nominal ratio: v_first / tau^2 lies behind the ideal transformer       | 1    |
-| a, c   | forward branch: a = 1/tau^2, c = 2; fed from its second side: a = tau^2, c = 2 tau^2 | 1 |
-| g, b   | admittance at a bus, those at the ends of its branches included            | pu   |
-| h, y   | admittance g, b at the feeding end of a branch                             | pu   |
-| D      | D_ij = 1 if bus j is bus i or beyond it                                    | 1    |
-| U      | U_ij = 1 if bus j feeds bus i                                              | 1    |
-
-    v_i = a_i v_u(i) - c_i (r_i P_i + x_i Q_i)
-    P   = D (g v - p)                    Q   = D (-b v - q)
-    F_p = P + h v_u                      F_q = Q - y v_u
-
-Solving the first line for v once gives v, F_p and F_q as affine functions of the injections p, q.
+| symbol | meaning                                                                                | unit |
+|--------|----------------------------------------------------------------------------------------|------|
+| tau    | off-nominal ratio at a branch's first side; its series impedance is at the second side  | 1    |
+| t, s   | fed from its first side: t = 1/tau^2, s = 1; fed from its second side: t = 1, s = tau^2  | 1    |
 """
 
 from __future__ import annotations
@@ -29,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from pandapower.auxiliary import pandapowerNet
 
-from controllers.network import Network
-from simulators.per_unit import NOWHERE, Array, NetworkRefused, PerUnit, per_unit, placed
+from controllers.network import SLACK, Network
+from simulators.per_unit import NOWHERE, NetworkRefused, PerUnit, per_unit, placed
 
 __all__ = ["NetworkRefused", "network_of"]
 
@@ -65,8 +54,7 @@ def network_of(net: pandapowerNet) -> Network:
                 f"grid: bus {bus} has {', '.join(here)} but no path to the slack bus {model.slack}; close a "
                 "switch, put a line in service, or set in_service of what is connected there to False"
             )
-    order = _tree(model)
-    return _solve(model, order)
+    return _network(model, _tree(model))
 
 
 def _tree(model: PerUnit) -> list[tuple[int, int, _Edge]]:
@@ -143,84 +131,60 @@ def _loop(model: PerUnit, fed_by: dict[int, tuple[int, _Edge]], a: int, b: int, 
     )
 
 
-def _solve(model: PerUnit, order: list[tuple[int, int, _Edge]]) -> Network:
+def _network(model: PerUnit, order: list[tuple[int, int, _Edge]]) -> Network:
+    order = sorted(order, key=lambda step: step[0])  # the net's order of buses
     n = len(order)
-    row = {bus: i for i, (bus, _, _) in enumerate(order)}
-    v_slack = model.slack_v_pu**2
+    row = np.full(len(model.buses) + 1, n)  # by position in `model.buses`; n is the slack bus
+    row[[bus for bus, _, _ in order]] = np.arange(n)
 
     # Admittances by bus: a node's shunt at the first of its buses, branch ends and open-ended branches where
-    # they are connected. Index n is the slack bus.
+    # they are connected.
     g, b = np.zeros(n + 1), np.zeros(n + 1)
-
-    def slot(bus: int) -> int:
-        return row.get(bus, n)
-
-    for node in range(len(model.shunt_g)):
-        here = np.flatnonzero(model.node == node)
-        if len(here):
-            g[slot(int(here[0]))] += model.shunt_g[node]
-            b[slot(int(here[0]))] += model.shunt_b[node]
+    nodes, first_of = np.unique(model.node, return_index=True)
+    np.add.at(g, row[first_of], model.shunt_g[nodes])
+    np.add.at(b, row[first_of], model.shunt_b[nodes])
     ff, ft, tf, tt = model.admittances()
-    for i, (first, second) in enumerate(zip(model.from_bus, model.to_bus, strict=True)):
-        if first != NOWHERE and second != NOWHERE:
-            continue
-        y = ff[i] - ft[i] * tf[i] / tt[i] if second == NOWHERE else tt[i] - ft[i] * tf[i] / ff[i]
-        at = slot(int(second if first == NOWHERE else first))
-        g[at] += y.real
-        b[at] += y.imag
-
-    a, c = np.ones(n), np.zeros(n)
-    r, x, h, y_feed = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
-    U, D = np.zeros((n, n)), np.eye(n)
-    from_slack = np.zeros(n)
-    rating = np.full(n, np.inf)
-    for i, (_, feeder, edge) in enumerate(order):
-        up = slot(feeder)
-        if up == n:
-            from_slack[i] = 1.0
+    for k in np.flatnonzero((model.from_bus == NOWHERE) ^ (model.to_bus == NOWHERE)).tolist():
+        if model.to_bus[k] == NOWHERE:
+            y, end = ff[k] - ft[k] * tf[k] / tt[k], model.from_bus[k]
         else:
-            U[i, up] = 1.0
+            y, end = tt[k] - ft[k] * tf[k] / ff[k], model.to_bus[k]
+        g[row[end]] += y.real
+        b[row[end]] += y.imag
+
+    r, x, h, y_feed = (np.zeros(n) for _ in range(4))
+    before, behind, rating = np.ones(n), np.ones(n), np.full(n, np.inf)
+    for i, (_, feeder, edge) in enumerate(order):
         if edge.branch is None:
             continue
         k = edge.branch
-        forward = edge.first == feeder
         tau2 = model.tap[k] ** 2
-        a[i], c[i] = (1 / tau2, 2.0) if forward else (tau2, 2 * tau2)
+        one, two = (model.g_from[k] / tau2, model.b_from[k] / tau2), (model.g_to[k], model.b_to[k])
+        if edge.first == feeder:
+            before[i] = 1 / tau2
+            (h[i], y_feed[i]), (g_end, b_end) = one, two
+        else:
+            behind[i] = tau2
+            (h[i], y_feed[i]), (g_end, b_end) = two, one
         r[i], x[i], rating[i] = model.r[k], model.x[k], model.rating_mva[k]
-        first, second = (model.g_from[k] / tau2, model.b_from[k] / tau2), (model.g_to[k], model.b_to[k])
-        (h[i], y_feed[i]), (g_end, b_end) = (first, second) if forward else (second, first)
-        for at, g_at, b_at in ((up, h[i], y_feed[i]), (i, g_end, b_end)):
+        for at, g_at, b_at in ((int(row[feeder]), h[i], y_feed[i]), (i, g_end, b_end)):
             g[at] += g_at
             b[at] += b_at
-    for i in range(n - 1, -1, -1):
-        up = slot(order[i][1])
-        if up != n:
-            D[up] += D[i]
-    g, b = g[:n], b[:n]
-
-    K = np.eye(n) - a[:, None] * U
-    K += (c * r)[:, None] * D * g - (c * x)[:, None] * D * b
-    columns = np.column_stack([a * from_slack * v_slack, (c * r)[:, None] * D, (c * x)[:, None] * D])
-    v: Array = np.asarray(np.linalg.solve(K, columns) if n else columns, dtype=float)
-    v_base, v_p, v_q = v[:, 0], v[:, 1 : n + 1], v[:, n + 1 :]
-
-    # D g v counts, at each feeding bus, the ends of the branches beyond it.
-    feed_g, feed_b = D * g + h[:, None] * U, D * b + y_feed[:, None] * U
-    s = model.s_base_mva
-    rank = np.argsort([bus for bus, _, _ in order]).astype(np.int64)  # back to the net's order of buses
-    square = np.ix_(rank, rank)
+    up = row[[feeder for _, feeder, _ in order]] if n else np.zeros(0, dtype=np.int64)
     return Network(
         slack=model.slack,
-        buses=tuple(model.buses[order[i][0]] for i in rank),
-        branches=tuple(order[i][2].name for i in rank),
-        rating_mva=rating[rank],
-        v2_base=v_base[rank],
-        v2_per_mw=v_p[square] / s,
-        v2_per_mvar=v_q[square] / s,
-        p_base=s * (feed_g @ v_base + h * from_slack * v_slack)[rank],
-        q_base=-s * (feed_b @ v_base + y_feed * from_slack * v_slack)[rank],
-        p_per_mw=(D - feed_g @ v_p)[square],
-        p_per_mvar=(-feed_g @ v_q)[square],
-        q_per_mw=(feed_b @ v_p)[square],
-        q_per_mvar=(D + feed_b @ v_q)[square],
+        buses=tuple(model.buses[bus] for bus, _, _ in order),
+        branches=tuple(edge.name for _, _, edge in order),
+        feeder=np.where(up == n, SLACK, up),
+        r_pu=r,
+        x_pu=x,
+        rating_mva=rating,
+        gain_before=before,
+        gain_behind=behind,
+        g_pu=g[:n],
+        b_pu=b[:n],
+        g_feeding_pu=h,
+        b_feeding_pu=y_feed,
+        v2_slack=model.slack_v_pu**2,
+        s_base_mva=model.s_base_mva,
     )

@@ -2,13 +2,15 @@
 
 Both obey `controllers.network.PowerFlow`: injections (cases, buses) in, `Flows` out, one order of buses and
 branches. The injections are all there is: what the net's own loads and generators say is ignored. Shunts and
-the impedance part of wards stay, they belong to the grid.
+the impedance part of wards stay, they belong to the grid. Regulators stand at their starts; `at` gives the
+same grid with them elsewhere.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,13 @@ import pandapower as pp
 from pandapower.auxiliary import LoadflowNotConverged, pandapowerNet
 from pandapower.pypower import idx_bus
 from power_grid_model import ComponentType, DatasetType, LoadGenType, PowerGridModel, initialize_array
+from scipy import sparse
 from scipy.sparse.linalg import splu
 
-from controllers.network import Flows, PowerFlow
+from controllers.network import Flows
+from controllers.regulators import CapacitorBank, Regulator, standing
 from simulators.per_unit import PLACED, Array, PerUnit, per_unit
+from simulators.regulated import Elsewhere, at_rest, moved, transformer
 
 MAX_ITERATIONS = 20
 """of Newton's method, for both engines; a solvable case takes three to six"""
@@ -33,6 +38,8 @@ SOURCE_SK_VA = 1e20
 
 START = [idx_bus.VM, idx_bus.VA]
 """Columns of pandapower's bus matrix that Newton's method starts from."""
+
+NONE: Mapping[str, Regulator] = MappingProxyType({})
 
 
 class PandapowerEngine:
@@ -48,12 +55,13 @@ class PandapowerEngine:
         NetworkRefused: see `per_unit`.
     """
 
-    def __init__(self, net: pandapowerNet) -> None:
-        self._model = model = per_unit(net)
+    def __init__(self, net: pandapowerNet, regulators: Mapping[str, Regulator] = NONE) -> None:
+        net = at_rest(net, regulators)
+        self._rest = model = per_unit(net)
         self.buses = model.buses
         self.branches = _reported(model)
-        self._shown = [i for i, name in enumerate(model.branches) if name in set(self.branches)]
-        self._net = work = copy.deepcopy(net)
+        self._shown = _shown(model)
+        self._net_at_rest = work = copy.deepcopy(net)
         work.user_pf_options = {}
         for table in PLACED:
             if table == "ward":
@@ -63,13 +71,27 @@ class PandapowerEngine:
         self._at = np.array([int(bus) for bus in self.buses])
         pp.create_sgens(work, self._at, p_mw=0.0, q_mvar=0.0)
         self._alone = len(model.v_base_kv) == 1
+        self._regulators = regulators
+        self._elsewhere: Elsewhere[PandapowerEngine] = Elsewhere()
+        start = standing(regulators, {})
+        self._move(start)
+        self._elsewhere.at(start, lambda: self)
+
+    def _move(self, positions: Mapping[str, int]) -> None:
+        self._model = moved(self._rest, self._regulators, positions)
+        self._net = _edited(self._net_at_rest, self._regulators, positions)
         self._guess: _Guess | None = None
 
-    def at(self, positions: Mapping[str, int]) -> PowerFlow:
+    def at(self, positions: Mapping[str, int]) -> PandapowerEngine:
         """See `controllers.network.PowerFlow`."""
-        if positions:
-            raise KeyError(f"the grid has no regulators {sorted(positions)}")
-        return self
+        stands = standing(self._regulators, positions)
+
+        def make() -> PandapowerEngine:
+            other = copy.copy(self)
+            other._move(stands)
+            return other
+
+        return self._elsewhere.at(stands, make)
 
     def solve(self, p_mw: Array, q_mvar: Array) -> Flows:
         """Solve one case after the other; see `controllers.network.PowerFlow`."""
@@ -145,13 +167,12 @@ class _Guess:
         self._no_load = start[:, 0] * np.exp(1j * np.deg2rad(start[:, 1]))
         self._free = np.setdiff1d(np.arange(len(start)), internal["ref"])
         self._lu = splu(internal["Ybus"][self._free][:, self._free].tocsc())
-        self._onto = np.zeros((len(buses), len(start)))
-        self._onto[np.arange(len(buses)), net._pd2ppc_lookups["bus"][buses]] = 1 / net.sn_mva
+        self._onto = _onto(net._pd2ppc_lookups["bus"][buses], len(start), 1 / net.sn_mva)
 
     def write(self, net: pandapowerNet, s_mva: npt.NDArray[np.complex128]) -> None:
         """Put the voltages for injections (buses,) where pandapower starts from."""
         v = self._no_load.copy()
-        s, v_0 = (s_mva @ self._onto)[self._free], v[self._free]
+        s, v_0 = np.asarray(s_mva @ self._onto)[self._free], v[self._free]
         at, change = v_0, 1.0
         with np.errstate(all="ignore"):
             for _ in range(40):
@@ -174,20 +195,32 @@ class PowerGridModelEngine:
         NetworkRefused: see `per_unit`.
     """
 
-    def __init__(self, net: pandapowerNet) -> None:
-        self._model = model = per_unit(net)
+    def __init__(self, net: pandapowerNet, regulators: Mapping[str, Regulator] = NONE) -> None:
+        self._rest = model = per_unit(at_rest(net, regulators))
         self.buses = model.buses
         self.branches = _reported(model)
-        self._shown = [i for i, name in enumerate(model.branches) if name in set(self.branches)]
-        self._onto = np.zeros((len(self.buses), len(model.v_base_kv)))
-        self._onto[np.arange(len(self.buses)), model.node] = 1e6  # from MW and buses to W and nodes
-        self._core = PowerGridModel(_input(model))
+        self._shown = _shown(model)
+        self._onto = _onto(model.node, len(model.v_base_kv), 1e6)  # from MW and buses to W and nodes
+        self._regulators = regulators
+        self._elsewhere: Elsewhere[PowerGridModelEngine] = Elsewhere()
+        start = standing(regulators, {})
+        self._move(start)
+        self._elsewhere.at(start, lambda: self)
 
-    def at(self, positions: Mapping[str, int]) -> PowerFlow:
+    def _move(self, positions: Mapping[str, int]) -> None:
+        self._model = moved(self._rest, self._regulators, positions)
+        self._core = PowerGridModel(_input(self._model))
+
+    def at(self, positions: Mapping[str, int]) -> PowerGridModelEngine:
         """See `controllers.network.PowerFlow`."""
-        if positions:
-            raise KeyError(f"the grid has no regulators {sorted(positions)}")
-        return self
+        stands = standing(self._regulators, positions)
+
+        def make() -> PowerGridModelEngine:
+            other = copy.copy(self)
+            other._move(stands)
+            return other
+
+        return self._elsewhere.at(stands, make)
 
     def solve(self, p_mw: Array, q_mvar: Array) -> Flows:
         """Solve all cases in one batch; see `controllers.network.PowerFlow`."""
@@ -214,6 +247,25 @@ class PowerGridModelEngine:
         v[~flows.converged] = np.nan
         _fill(flows, model, self._shown, v)
         return flows
+
+
+def _edited(
+    net: pandapowerNet, regulators: Mapping[str, Regulator], positions: Mapping[str, int]
+) -> pandapowerNet:
+    """A net at rest with its regulators at `positions`; a copy unless there are none."""
+    if not regulators:
+        return net
+    net = copy.deepcopy(net)
+    for name, regulator in regulators.items():
+        position = positions[name]
+        if isinstance(regulator, CapacitorBank):
+            pp.create_shunt(net, int(regulator.bus), q_mvar=-position * regulator.q_mvar)
+        elif (index := transformer(regulator)) is not None:
+            # The same as by the tap's own columns, whichever of them the net has.
+            net.trafo.loc[index, "vn_hv_kv"] /= regulator.ratio(position)
+        else:
+            net.ext_grid["vm_pu"] *= regulator.ratio(position)
+    return net
 
 
 def _input(model: PerUnit) -> dict[ComponentType, Any]:
@@ -259,6 +311,17 @@ def _input(model: PerUnit) -> dict[ComponentType, Any]:
         ComponentType.source: source,
         ComponentType.sym_load: load,
     }
+
+
+def _onto(node: npt.NDArray[np.int64], nodes: int, factor: float) -> sparse.csr_array:
+    """(buses, nodes) what turns injections at buses into those at nodes, several buses to a node."""
+    buses = np.arange(len(node))
+    return sparse.csr_array((np.full(len(node), factor), (buses, node)), shape=(len(node), nodes))
+
+
+def _shown(model: PerUnit) -> list[int]:
+    """Positions of the branches that are reported."""
+    return [i for i, name in enumerate(model.branches) if not name.startswith("switch:")]
 
 
 def _reported(model: PerUnit) -> tuple[str, ...]:

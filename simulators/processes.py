@@ -6,6 +6,7 @@ and asked for forecasts. Processes know nothing of mosaik: a simulator wraps the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -96,7 +97,8 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: a name that is empty or given twice.
     """
-    twice = sorted({name for name in names if not name or names.count(name) > 1})
+    counts = Counter(names)
+    twice = sorted(name for name, count in counts.items() if not name or count > 1)
     if twice:
         raise ValueError(f"profile: site {twice[0]!r} is empty or named twice; name each site once")
     return tuple(names)

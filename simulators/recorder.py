@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -112,8 +112,16 @@ class RecorderSimulator(Stage):
             }
         if devices := self._injections(tick, measured, reports):
             tables["devices"] = devices
+        if measured.positions:
+            tables["regulators"] = {
+                "time": tick.time,
+                "regulator": list(measured.positions),
+                "position": list(measured.positions.values()),
+            }
         if regions := _regions(tick, turns):
             tables["regions"] = regions
+        if fairness := _fairness(tick, turns):
+            tables["fairness"] = fairness
         if setpoints := self._setpoints(tick, published, receipts):
             tables["setpoints"] = setpoints
         if self._with_forecasts and len(forecast.mean) and len(forecast.names):
@@ -228,29 +236,45 @@ def _sent(instruction: Instruction, at: datetime) -> dict[str, Any]:
     }
 
 
+def _fairness(tick: Tick, turns: tuple[Turn, ...]) -> Rows | None:
+    rows = [
+        {
+            "issued_at": tick.time,
+            "valid_from": turn.valid_from,
+            "controller": turn.controller,
+            **asdict(turn.decision.fairness),
+        }
+        for turn in turns
+        if turn.decision is not None and turn.decision.fairness is not None
+    ]
+    return rows or None
+
+
 def _regions(tick: Tick, turns: tuple[Turn, ...]) -> Rows | None:
+    """A row for each region and span of time."""
     rows = []
     for turn in turns:
-        if turn.decision is None:
+        if (decision := turn.decision) is None:
             continue
-        for target, region in turn.decision.regions.items():
-            certificate = turn.decision.certificates.get(target, _NO_CERTIFICATE)
-            rows.append(
-                {
-                    "issued_at": tick.time,
-                    "valid_from": turn.valid_from,
-                    "valid_until": turn.valid_until,
-                    "controller": turn.controller,
-                    "target": target,
-                    "kind": turn.decision.kind,
-                    "seq": tick.step + 1,
-                    "axes": region.axes,
-                    "A": region.A,
-                    "b": region.b,
-                    "binding": certificate.binding,
-                    "worst_v_pu": certificate.worst_v_pu,
-                    "worst_loading_percent": certificate.worst_loading_percent,
-                    "power_flows": certificate.power_flows,
-                }
-            )
+        for interval in decision.intervals(turn.valid_from, turn.valid_until):
+            for target, region in interval.regions.items():
+                certificate = interval.certificates.get(target, _NO_CERTIFICATE)
+                rows.append(
+                    {
+                        "issued_at": tick.time,
+                        "valid_from": interval.start,
+                        "valid_until": interval.end,
+                        "controller": turn.controller,
+                        "target": target,
+                        "kind": decision.kind,
+                        "seq": tick.step + 1,
+                        "axes": region.axes,
+                        "A": region.A,
+                        "b": region.b,
+                        "binding": certificate.binding,
+                        "worst_v_pu": certificate.worst_v_pu,
+                        "worst_loading_percent": certificate.worst_loading_percent,
+                        "power_flows": certificate.power_flows,
+                    }
+                )
     return rows or None

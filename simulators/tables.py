@@ -7,7 +7,7 @@ missing is null: NaN becomes null on the way in and is never stored.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from controllers.fairness import Fairness
 
 Column: TypeAlias = Sequence[Any] | npt.NDArray[Any] | pa.Array | str | float | datetime | None
 """A table's column for one step; a single value stands for every row."""
@@ -76,6 +78,7 @@ SCHEMAS: Mapping[str, pa.Schema] = MappingProxyType(
             {"time": _TIME, "device": _NAME},
             _reals("p_mw", "q_mvar", "e_mwh", "available_mw", "curtailed_mw") | {"state": _NAME},
         ),
+        "regulators": _schema({"time": _TIME, "regulator": _NAME, "position": _COUNT}, {}),
         "regions": _schema(
             _times("issued_at", "valid_from", "valid_until")
             | dict.fromkeys(("controller", "target", "kind"), _NAME)
@@ -90,6 +93,12 @@ SCHEMAS: Mapping[str, pa.Schema] = MappingProxyType(
             *("sent_at", "acked_at", "applied_at", "outcome"),
         ),
         "forecasts": _schema({"issued_at": _TIME, "time": _TIME, "name": _NAME}, _reals("mean_mw", "std_mw")),
+        "fairness": _schema(
+            _times("issued_at", "valid_from")
+            | {"controller": _NAME}
+            | _reals(*(f.name for f in fields(Fairness) if f.default is MISSING)),
+            _reals(*(f.name for f in fields(Fairness) if f.default is not MISSING)),
+        ),
     }
 )
 """The Arrow schema of each table. A column without null is one that every row must have.

@@ -33,6 +33,7 @@ ONLY_IN = {
         "scenarios/build.py",
         "scenarios/grids.py",
         "scenarios/matpower.py",
+        "scenarios/feeders.py",
         "scenarios/data/make_village.py",
     },
     "power_grid_model": {"simulators/power_flow.py"},
@@ -75,19 +76,22 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def solver_named(tree: ast.AST) -> list[str]:
-    """Where a file names a solver or solves by itself; `linalg.solve` and `power_flow.solve` are neither."""
+    """Where a file names a solver or solves a cvxpy problem by itself; a power flow's `solve` is another."""
     found = []
+    modules = imported(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute | ast.Name):
             name = node.attr if isinstance(node, ast.Attribute) else node.id
-            if name in {"CLARABEL", "HIGHS", "SCS", "OSQP", "ECOS", "SCIPY", "linprog", "milp", "minimize"}:
+            if name in {"CLARABEL", "HIGHS", "SCS", "OSQP", "ECOS", "SCIPY", "linprog", "milp"}:
                 found.append(f"{node.lineno}: {name}")
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            if called.endswith(".solve") and not re.search(r"\b(linalg|power_flow)\.solve$", called):
+            if "cvxpy" in modules and called.endswith(".solve") and not called.endswith("linalg.solve"):
                 found.append(f"{node.lineno}: {called}(...)")
             found += [f"{node.lineno}: solver=" for keyword in node.keywords if keyword.arg == "solver"]
-    return found
+    return found + [
+        m for m in modules if m.partition(".")[0] in {"clarabel", "highspy"} or m == "scipy.optimize"
+    ]
 
 
 def words(tree: ast.AST, path: str) -> set[str]:
@@ -123,8 +127,10 @@ def test_the_picture_is_of_files_that_exist() -> None:
 def test_the_readers_see_what_they_look_for() -> None:
     source = "def f():\n    from pandapower.auxiliary import x\nimport os.path as p\nfrom . import y"
     assert imported(ast.parse(source)) == {"pandapower.auxiliary", "os.path", "."}
-    source = (
-        "problem.solve(solver=cp.CLARABEL)\nnp.linalg.solve(A, b)\npower_flow.solve(p, q)\nsolve(problem)"
-    )
-    assert sorted(solver_named(ast.parse(source))) == ["1: CLARABEL", "1: problem.solve(...)", "1: solver="]
+    solving = "problem.solve(solver=cp.CLARABEL)\nnp.linalg.solve(A, b)\nsolve(problem)"
+    assert sorted(solver_named(ast.parse(solving))) == ["1: CLARABEL", "1: solver="]
+    named = ["1: CLARABEL", "1: problem.solve(...)", "1: solver="]
+    assert sorted(solver_named(ast.parse(f"{solving}\nimport cvxpy as cp"))) == named
+    assert solver_named(ast.parse("power_flow.solve(p, q)\nimport numpy")) == []
+    assert solver_named(ast.parse("from scipy.optimize import minimize")) == ["scipy.optimize"]
     assert words(ast.parse("class DpiccManager: ..."), "a/core.py") & SHAPELESS == {"manager", "core"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import controllers, memory, step, stopwatch
+from benchmarks import controllers, envelopes, memory, step, stopwatch
 from benchmarks.bare import idle_stages
 from benchmarks.feeder import LOWEST_V_PU, radial_site
 from benchmarks.plain import run_plain
@@ -186,6 +186,40 @@ def test_every_way_to_decide_gives_the_same_ranges():
     text = io.StringIO()
     Console(file=text, width=130).print(controllers.table({"20 buses": results}))
     assert all(name in text.getvalue() for name in results)
+
+
+def test_every_method_is_timed_and_agrees_with_its_program():
+    site = envelopes.site_of(40, 3)
+    found = envelopes.costs(site, repeat=2, seconds=60.0)
+    assert all(len(cost.ms) == 2 for name, cost in found.items() if name != envelopes.ROWS)
+    assert all(ms >= 0 for cost in found.values() for ms in cost.ms)
+    assert envelopes.apart(found) < 1e-5
+    assert found[envelopes.PE].answers == pytest.approx(found[envelopes.PE_STEP].answers)
+    assert found[envelopes.EPQ].answers > found[envelopes.BOX].answers
+    assert len(set(found[envelopes.PQE].answers)) == 2
+    text = io.StringIO()
+    for table in envelopes.tables({(40, 3): found}):
+        Console(file=text, width=200).print(table)
+    assert all(name in text.getvalue() for name in found)
+
+
+def test_what_a_site_is_too_large_for_is_left_out(monkeypatch):
+    monkeypatch.setattr(envelopes, "MATRICES", 100)
+    found = envelopes.costs(envelopes.site_of(20, 2), repeat=1, seconds=60.0)
+    assert set(found) == {envelopes.ROWS, envelopes.W, envelopes.PE_STEP, envelopes.PE, envelopes.PQE}
+
+
+def test_growth_is_a_power_of_buses_and_devices():
+    def took(ms):
+        return {envelopes.PE: envelopes.Cost(0.0, (ms,), (1.0,))}
+
+    results = {(10, 1): took(5.0), (20, 5): took(1.0), (200, 50): took(10.0)}
+    assert envelopes.growth(results, envelopes.PE) == pytest.approx(0.5)  # 100 times the product
+    assert envelopes.growth(results, envelopes.BOX) is None
+    del results[10, 1]
+    assert envelopes.growth(results, envelopes.PE) == pytest.approx(0.5)
+    del results[20, 5]
+    assert envelopes.growth(results, envelopes.PE) is None
 
 
 def test_memory_is_watched_after_the_warm_up(monkeypatch):

@@ -245,7 +245,8 @@ def test_packaged_scenarios_are_valid_and_survive_a_round_trip(name: str, tmp_pa
 def test_the_schema_describes_every_key() -> None:
     printed = json.loads(CliRunner().invoke(app, ["schema"]).stdout)
     required = ["name", "start", "every", "steps", "seed", "grid", "devices"]
-    assert printed["anyOf"] == [{"required": ["extends"]}, {"required": required}]
+    fleet = ["fleets" if key == "devices" else key for key in required]
+    assert printed["anyOf"] == [{"required": keys} for keys in (["extends"], required, fleet)]
     assert printed["additionalProperties"] is False
     (profiles,) = printed["properties"]["profiles"]["patternProperties"].values()
     assert {"pv", "wind", "load", "table", "daily"} == set(profiles["discriminator"]["mapping"])

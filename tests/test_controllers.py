@@ -35,7 +35,8 @@ def found() -> Iterator[type[Any]]:
                 yield cls
 
 
-CLASSES = tuple(found())
+CLASSES = tuple(cls for cls in found() if not getattr(cls, "goes_first", False))
+"""Those that decide on devices; tests/test_regulation.py holds those that move regulators to the contract."""
 
 
 @cache

@@ -41,11 +41,7 @@ Answer = Callable[[Observation], Any]
 
 
 def site() -> Site:
-    one = np.eye(1)
-    zero = np.zeros(1)
-    network = Network(
-        "0", ("1",), ("line:0",), zero + 1, zero + 1, one, one, zero, zero, one, 0 * one, 0 * one, one
-    )
+    network = Network("0", ("1",), ("line:0",), np.array([-1]), np.ones(1), np.ones(1), np.ones(1))
     devices = {
         name: PvInverter(name=name, bus="1", s_mva=1.0, p_mw=1.0, weight=1.0, default=still())
         for name in "ab"

@@ -62,6 +62,7 @@ def rows_of(step: int, wall: float = 0.0) -> dict[str, Any]:
             "curtailed_mw": 0.0,
             "state": ["limited", None],
         },
+        "regulators": {"time": now, "regulator": ["oltc", "cb1"], "position": [-3, step]},
         "regions": {
             "issued_at": now,
             "valid_from": then,
@@ -107,6 +108,7 @@ def test_the_columns_are_those_of_the_run_directory() -> None:
         "buses": "time, bus, v_pu",
         "branches": "time, branch, p_mw, q_mvar, loading_percent",
         "devices": "time, device, p_mw, q_mvar, e_mwh, available_mw, curtailed_mw, state",
+        "regulators": "time, regulator, position",
         "regions": "issued_at, valid_from, valid_until, controller, target, kind, seq, axes, A, b,"
         " binding, worst_v_pu, worst_loading_percent, power_flows",
         "setpoints": "seq, epoch, device, issued_at, valid_until, p_mw, q_mvar,"

@@ -8,7 +8,8 @@ import pandapower.networks as pn
 import pytest
 from pandapower.toolbox import nets_equal
 
-from controllers.network import Network
+from controllers.network import DENSE, SLACK, Network
+from scenarios.feeders import feeder
 from simulators.network import NetworkRefused, network_of
 from simulators.per_unit import per_unit
 from simulators.power_flow import PowerGridModelEngine
@@ -78,7 +79,7 @@ def test_case33bw_is_the_path_matrices():
     assert not network.p_base.any()
 
 
-def test_linear_voltage_is_never_below_ac():
+def test_T6_linear_voltage_is_never_below_ac():
     net = pn.case33bw()
     network = network_of(net)
     rng = np.random.default_rng(1)
@@ -88,6 +89,160 @@ def test_linear_voltage_is_never_below_ac():
     gap = linear - v
     assert gap.min() >= -1e-9
     assert 1e-4 < gap.max() < 0.02  # the model does neglect something
+
+
+def village():
+    """A grid with everything: a transformer fed from its low side, taps, charging, a shunt, a switch."""
+    net = transformer(tap_pos=1, feed="lv")
+    net.trafo["pfe_kw"], net.trafo["i0_percent"] = 2.0, 1.5
+    buses = [0, *(int(pp.create_bus(net, 20.0)) for _ in range(4))]
+    for a, b, km in ((0, 1, 3.0), (1, 2, 1.0), (1, 3, 2.0)):
+        pp.create_line_from_parameters(net, buses[a], buses[b], km, 0.4, 0.3, 250.0, 0.2)
+    pp.create_switch(net, buses[3], buses[4], et="b")
+    pp.create_shunt(net, buses[2], q_mvar=-0.2, p_mw=0.01)
+    far = pp.create_bus(net, 0.4)
+    pp.create_transformer_from_parameters(
+        net, buses[4], far, sn_mva=0.25, vn_hv_kv=20.0, vn_lv_kv=0.4, vkr_percent=1.2, vk_percent=4.0,
+        pfe_kw=0.6, i0_percent=0.4, tap_side="hv", tap_neutral=0, tap_step_percent=2.5, tap_pos=-1,
+        tap_min=-2, tap_max=2, tap_changer_type="Ratio",
+    )  # fmt: skip
+    net.sn_mva = 2.5
+    return net
+
+
+def dense(network):
+    """v, F_p and F_q by dense matrices: P = D (g v - p) with D_ij = 1 if bus j is bus i or beyond it.
+
+    Returns:
+        (3, n, 1 + 2n): what a source, each active and each reactive injection give, in pu.
+    """
+    n = len(network.buses)
+    D, U, first = np.eye(n), np.zeros((n, n)), network.feeder == SLACK
+    for i in range(n):
+        at = i
+        while network.feeder[at] != SLACK:
+            at = network.feeder[at]
+            D[at, i] = 1
+    U[~first, network.feeder[~first]] = 1
+    a = network.gain_before * network.gain_behind
+    c = 2 * network.gain_behind
+    c_r, c_x = (c * network.r_pu)[:, None] * D, (c * network.x_pu)[:, None] * D
+    K = np.eye(n) - a[:, None] * U + c_r * network.g_pu - c_x * network.b_pu
+    source = network.v2_slack * first
+    v = np.linalg.solve(K, np.column_stack([a * source, c_r, c_x]))
+    feeding = U @ v
+    feeding[:, 0] += source
+    f_p = D @ (network.g_pu[:, None] * v) + network.g_feeding_pu[:, None] * feeding
+    f_q = -D @ (network.b_pu[:, None] * v) - network.b_feeding_pu[:, None] * feeding
+    f_p[:, 1 : n + 1] -= D
+    f_q[:, n + 1 :] -= D
+    return np.array([v, f_p, f_q])
+
+
+NETS = {"case33bw": pn.case33bw, "village": village, "feeder": lambda: feeder(60, seed=3)}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_sparse_system_is_the_dense_one(name):
+    network = network_of(NETS[name]())
+    n, s = len(network.buses), network.s_base_mva
+    v, f_p, f_q = dense(network)
+    close = {"rtol": 1e-10, "atol": 1e-12}
+    for ratio in (1.0, 0.97):
+        base = network.state(np.zeros(n), np.zeros(n), ratio)
+        for given, expected in zip(base, (v, s * f_p, s * f_q), strict=True):
+            np.testing.assert_allclose(given, ratio**2 * expected[:, 0], **close)
+    np.testing.assert_allclose(network.v2_base, v[:, 0], **close)
+    np.testing.assert_allclose(network.p_base, s * f_p[:, 0], **close)
+    np.testing.assert_allclose(network.q_base, s * f_q[:, 0], **close)
+    mw, mvar = slice(1, n + 1), slice(n + 1, None)
+    expected = (v[:, mw] / s, v[:, mvar] / s, -f_p[:, mw], -f_p[:, mvar], -f_q[:, mw], -f_q[:, mvar])
+    for given, right in zip(network.sensitivities(network.buses), expected, strict=True):
+        np.testing.assert_allclose(given, right, **close)
+    everything = np.arange(n)
+    rows = (*network.v2_gradient(everything), *network.flow_gradient(everything))
+    for given, right in zip(rows, expected, strict=True):
+        np.testing.assert_allclose(given, right, **close)
+    dense_names = ("v2_per_mw", "v2_per_mvar", "p_per_mw", "p_per_mvar", "q_per_mw", "q_per_mvar")
+    for attribute, right in zip(dense_names, expected, strict=True):
+        np.testing.assert_allclose(getattr(network, attribute), right, **close)
+
+
+def test_the_village_has_everything():
+    """So that the comparison above looks at every term."""
+    network = network_of(village())
+    assert network.admits
+    for varied in ("gain_before", "gain_behind", "g_feeding_pu", "b_feeding_pu", "g_pu", "b_pu", "r_pu"):
+        assert len(set(getattr(network, varied))) > 1, varied
+    assert (network.x_pu == 0).any()  # the switch
+    assert network.s_base_mva == 2.5
+
+
+def test_some_sensitivities_are_columns_of_all():
+    network = network_of(village())
+    some = [network.buses[3], network.slack, network.buses[0], network.buses[3]]
+    for part, whole in zip(network.sensitivities(some), network.sensitivities(network.buses), strict=True):
+        expected = whole[:, [3, 3, 0, 3]]
+        expected[:, 1] = 0.0  # the slack bus takes what is injected there
+        np.testing.assert_array_equal(part, expected)
+    gradient = network.flow_gradient(np.array([4, 1]))
+    np.testing.assert_allclose(gradient[0], network.p_per_mw[[4, 1]], rtol=1e-10, atol=1e-13)
+    with pytest.raises(KeyError, match="no bus 'nowhere'"):
+        network.sensitivities(["nowhere"])
+
+
+def test_a_transformer_at_the_slack_bus_scales_like_the_source():
+    """All but what it draws at the slack bus itself."""
+    net = transformer(tap_pos=0)
+    net.trafo["pfe_kw"], net.trafo["i0_percent"] = 2.0, 1.0
+    plain = network_of(net)
+    net.trafo["tap_pos"] = -2
+    tapped = network_of(net)
+    p, q = np.array([-0.1]), np.array([-0.05])
+    ratio = 1 / 0.95
+    assert tapped.v2(p, q)[0] == pytest.approx(plain.v2(p, q, ratio)[0], rel=1e-12)
+    g_end = tapped.g_pu[0]  # of the end at the low-voltage bus
+    assert tapped.flow(p, q)[0][0] - g_end * tapped.v2(p, q)[0] == pytest.approx(
+        0.1 + tapped.g_feeding_pu[0] * 1.01**2, rel=1e-9
+    )
+    assert tapped.g_feeding_pu[0] == pytest.approx(plain.g_feeding_pu[0] / 0.95**2)
+
+
+def test_what_is_no_tree_is_refused():
+    one = {"slack": "0", "buses": ("1", "2"), "branches": ("a", "b"), "r_pu": [0.1], "x_pu": [0.1]}
+    network = Network(**one, feeder=[SLACK, 0], rating_mva=[np.inf])
+    assert network.r_pu.shape == network.rating_mva.shape == (2,)
+    with pytest.raises(ValueError, match="bus 1 is not fed by the slack bus"):
+        Network(**one, feeder=[1, 0], rating_mva=[np.inf])
+    with pytest.raises(ValueError, match=r"a feeder is not in -1\.\.1"):
+        Network(**one, feeder=[SLACK, 2], rating_mva=[np.inf])
+    with pytest.raises(ValueError, match=r"rating_mva has shape \(3,\) for 2 buses"):
+        Network(**one, feeder=[SLACK, 0], rating_mva=np.ones(3))
+
+
+def test_a_network_without_buses_has_no_state():
+    network = Network("0", (), (), [], [], [], [])
+    none = np.zeros(0)
+    assert [len(x) for x in network.state(none, none)] == [0, 0, 0]
+    assert network.sensitivities(["0"]).v2_per_mw.shape == (0, 1)
+
+
+def test_a_long_chain_is_solved_and_not_made_dense():
+    """Depth of the tree is no trouble: 6,000 buses in a row, against sums along the line."""
+    n = 6000
+    network = Network(
+        "0", tuple(map(str, range(1, n + 1))), tuple(f"line:{i}" for i in range(n)), np.arange(-1, n - 1),
+        np.full(n, 1e-6), np.full(n, 2e-6), np.full(n, np.inf),
+    )  # fmt: skip
+    p = np.full(n, -1e-3)
+    v2, f_p, f_q = network.state(p, 0.5 * p)
+    through = -np.cumsum(p[::-1])[::-1]
+    np.testing.assert_allclose(f_p, through, rtol=1e-10)
+    np.testing.assert_allclose(f_q, 0.5 * through, rtol=1e-10)
+    np.testing.assert_allclose(v2, 1 - 2 * np.cumsum(2e-6 * through), rtol=1e-10)
+    assert n * n > DENSE
+    with pytest.raises(ValueError, match=r"6000 buses make 6000 x 6000 .* ask `sensitivities`"):
+        _ = network.v2_per_mw
 
 
 def test_linear_equals_ac_without_losses():

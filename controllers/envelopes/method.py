@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,19 @@ import numpy.typing as npt
 from controllers.contract import Certificate, Decision, Infeasible, Observation, Origin
 from controllers.devices import Device, DeviceState
 from controllers.envelopes.allowable import ROUNDING, AllowableRegion
+from controllers.envelopes.margins import Margin, Reserve
+from controllers.envelopes.packing import Packing
+from controllers.envelopes.positions import LEAST_MOVES, Positions
 from controllers.envelopes.shapes import Shapes
-from controllers.fairness import Fairness, jain
+from controllers.fairness import Fairness, jain, price
 from controllers.region import Region
+from controllers.regulators import standing
 from controllers.site import Site
 
 Array = npt.NDArray[np.float64]
+
+PRICED = 5_000_000
+"""Coefficients of the network's rows up to which the price of fairness is computed."""
 
 Weights = Literal["contract", "rating", "equal"]
 WhenBroken = Literal["strict", "devices", "do_no_harm"]
@@ -90,7 +97,11 @@ class EnvelopeMethod(ABC):
             `do_no_harm` treats the limit as just reached, so that no device makes it worse.
         capability: `none` publishes what the network allows; `state` cuts it with what each device can do
             in the coming interval (rating, available power, stored energy).
-        price: whether the price of fairness is computed, which takes a linear program a step.
+        margin: what to keep back of each row's room for forecast errors of the loads, e.g.
+            `{kind: gaussian, epsilon: 0.05, correlation: 0.5}`, `{kind: cantelli, ...}` or
+            `{kind: interval, sigmas: 2.0}` (`controllers.envelopes.margins`); nothing if not given.
+        price: whether the price of fairness is computed, which takes a linear program a step; beyond `PRICED`
+            coefficients, as 1,000 buses with 400 devices have, it is not in any case.
 
     Raises:
         ValueError: no devices, a weight that is not positive, an option that does not exist.
@@ -109,9 +120,13 @@ class EnvelopeMethod(ABC):
     when_broken: WhenBroken = "strict"
     capability: Literal["none", "state"] = "none"
     price: bool = True
+    margin: Mapping[str, Any] | None = None
     rows: AllowableRegion = field(init=False, repr=False)
     _gamma: Array = field(init=False, repr=False)
     _without: dict[frozenset[str], EnvelopeMethod] = field(init=False, repr=False)
+    _positions: Positions | None = field(init=False, repr=False, default=None)
+    _packing: Packing | None = field(init=False, repr=False, default=None)
+    _reserve: Reserve | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         what = self.acronym
@@ -139,6 +154,8 @@ class EnvelopeMethod(ABC):
         if self.intervals < 1:
             raise ValueError(f"{what}: intervals {self.intervals} must be at least 1")
         self.rows = AllowableRegion(self.site)
+        if self.margin is not None:
+            self._reserve = Reserve(self.rows, Margin.of(self.margin))
         self._gamma = np.array([_weight(device, self.weights) for device in self.site.devices.values()])
         self._without = {}
 
@@ -178,23 +195,32 @@ class EnvelopeMethod(ABC):
         """
         if intervals is None:
             intervals = range(max(1, min(self.intervals, len(observation.forecast.mean))))
-        positions = {n: observation.positions.get(n, r.start) for n, r in self.site.regulators.items()}
+        positions = standing(self.site.regulators, observation.positions)
         backgrounds = tuple(Background(*self.rows.background(observation.forecast.at(i))) for i in intervals)
-        W = np.min([self.rows.W(b.p_mw, b.q_mvar, positions) for b in backgrounds], axis=0)
-        if fixed:
-            W = W - self._taken(fixed)
+        taken = self._taken(fixed) if fixed else np.zeros(len(self.rows))
+        reserve = self._kept_back(observation, intervals)
+        if self.when_broken == "devices":
+            positions = self._relieved(
+                backgrounds, taken + reserve, positions, self._gamma if gamma is None else gamma
+            )
+        mean = np.min([self.rows.W(b.p_mw, b.q_mvar, positions) for b in backgrounds], axis=0) - taken
+        W = mean - reserve
+        if reserve.any() and (W < -ROUNDING).any():
+            reserve[self.rows.dead] = 0.0  # what no device can influence is not theirs to keep free
+            W = mean - reserve
         broken = None
         if (W < -ROUNDING).any():
             worst = int(np.argmin(W))
             if self.when_broken != "do_no_harm":
+                kept = f", {reserve[worst]:.4g} of it for forecast errors" if reserve[worst] else ""
                 raise Infeasible(
-                    f"{self.rows.names[worst]}: broken by {-W[worst]:.4g} before any device injects; "
+                    f"{self.rows.names[worst]}: broken by {-W[worst]:.4g} before any device injects{kept}; "
                     "relieve the network or widen its limits"
                 )
             broken = self.rows.names[worst]
         return Room(
             W=np.maximum(W, 0.0),
-            reserve=np.zeros_like(W),
+            reserve=np.maximum(mean, 0.0) - np.maximum(W, 0.0),
             gamma=self._gamma if gamma is None else gamma,
             backgrounds=backgrounds,
             positions=positions,
@@ -202,15 +228,41 @@ class EnvelopeMethod(ABC):
             broken=broken,
         )
 
+    def _kept_back(self, observation: Observation, intervals: Sequence[int]) -> Array:
+        """(rows,) the margin for forecast errors; of several intervals the greatest."""
+        if self._reserve is None:
+            return np.zeros(len(self.rows))
+        forecast = observation.forecast
+        spreads = [
+            dict(zip(forecast.names, forecast.std[i].tolist(), strict=True)) if i < len(forecast.std) else {}
+            for i in intervals
+        ]
+        return np.asarray(np.max([self._reserve(std_mw) for std_mw in spreads], axis=0))
+
+    def _relieved(
+        self, backgrounds: Sequence[Background], taken: Array, present: dict[str, int], gamma: Array
+    ) -> dict[str, int]:
+        """Positions of the regulators that give room, reached by the fewest moves; the present ones where
+        they give it, or where none does."""
+        if self._positions is None:
+            self._positions = Positions(self.rows)
+        every = self._positions
+        W = np.min([every.W(b.p_mw, b.q_mvar, present) for b in backgrounds], axis=0) - taken
+        if not (W < -ROUNDING).any():
+            return present
+        try:
+            return dict(every.best(W, present, gamma, cost_mw=LEAST_MOVES).positions)
+        except Infeasible:
+            return present  # where it is broken is said for these
+
     def _taken(self, fixed: Mapping[str, Array]) -> Array:
         """(rows,) the most that devices with given corners can take of each row."""
-        columns = [i for i, name in enumerate(self.site.devices) if name in fixed]
-        names = list(self.site.devices)
-        taken = np.zeros(len(self.rows.A))
-        for i in columns:
-            corners = fixed[names[i]]
-            form = self.rows.A[:, i, None] * corners[:, 0] + self.rows.B[:, i, None] * corners[:, 1]
-            taken += form.max(axis=1)
+        taken = np.zeros(len(self.rows))
+        names = [name for name in self.site.devices if name in fixed]
+        A, B = self.rows.columns([i for i, name in enumerate(self.site.devices) if name in fixed])
+        for i, name in enumerate(names):
+            p, q = fixed[name].T
+            taken += (A[:, i, None] * p + B[:, i, None] * q).max(axis=1)
         return taken
 
     def shapes(self, room: Room, W: Array) -> Shapes:
@@ -250,10 +302,29 @@ class EnvelopeMethod(ABC):
         return Envelopes(shapes, certificates, self.fairness(shapes, room), origin)
 
     def fairness(self, shapes: Shapes, room: Room) -> Fairness:
-        """How a result shares the room."""
+        """How a result shares the room.
+
+        Raises:
+            SolverFailed: (with `price`) the linear program of the greatest sum had no answer.
+        """
         low, high = shapes.ranges_at_zero
         export, imports = np.maximum(high, 0.0), np.maximum(-low, 0.0)
         up, down = export / room.gamma, imports / room.gamma
+        cost = None
+        # A method that looks at no network leaves no room.
+        if self.price and 0 < len(room.W) * len(export) <= PRICED:
+            if self._packing is None:
+                most = self.most()
+                caps = np.full(2 * len(export), np.inf) if most is None else most.ravel()
+                # The worst corner of the box in every row; the rows do not change, their room does.
+                A = self.rows.A
+                self._packing = Packing(np.hstack([np.maximum(A, 0.0), np.maximum(-A, 0.0)]), caps)
+            free = np.tile([name not in room.fixed for name in self.site.devices], 2)
+            cost = price(
+                np.concatenate([export, imports])[free],
+                self._packing.U[:, free],
+                self._packing.room(room.W),
+            )
         return Fairness(
             export_mw=float(export.sum()),
             import_mw=float(imports.sum()),
@@ -262,15 +333,23 @@ class EnvelopeMethod(ABC):
             jain_import=jain(down),
             least_export=float(up.min()),
             least_import=float(down.min()),
+            price=cost,
         )
+
+    def most(self) -> Array | None:
+        """(2, devices) greatest export and import [MW] that the method gives each device in any case;
+        `None`: the network alone limits them."""
+        return None
 
     def decide(self, observation: Observation, room: Room, found: Envelopes) -> Decision:
         """The decision that publishes a result; what is fixed is not said again."""
         regions = dict(zip(self.site.devices, found.shapes.regions, strict=True))
         certificates = dict(zip(self.site.devices, found.certificates, strict=True))
+        observed = standing(self.site.regulators, observation.positions)
         return Decision(
             time=observation.time,
             origin=found.origin,
+            positions={name: at for name, at in room.positions.items() if at != observed[name]},
             regions={
                 name: self.within(name, region, observation)
                 for name, region in regions.items()
