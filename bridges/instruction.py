@@ -10,8 +10,8 @@ from math import ceil, inf
 
 import numpy as np
 
-from bridges.wire import SCHEMA, BadMessage, HalfSpaces, LaterSpan, SetpointMessage, Target
-from controllers.contract import ControlError, Instruction, Origin, Setpoint, Span
+from bridges.wire import SCHEMA, BadMessage, Checked, HalfSpaces, LaterSpan, SetpointMessage, Target
+from controllers.contract import Certificate, ControlError, Instruction, Origin, Setpoint, Span
 from controllers.region import Region
 
 
@@ -58,7 +58,8 @@ def to_message(
         setpoint=_target(instruction.setpoint),
         fallback=to_half_spaces(instruction.fallback),
         origin=None if instruction.origin is None else str(instruction.origin),
-        why=instruction.why,
+        why=None if instruction.certificate is None else instruction.certificate.binding,
+        checked=_checked(instruction.certificate),
         later=tuple(
             LaterSpan(
                 stamp(span.start),
@@ -88,7 +89,7 @@ def to_instruction(message: SetpointMessage) -> Instruction:
         setpoint=_setpoint(message.setpoint),
         fallback=to_region(message.fallback),
         origin=Origin(message.origin) if message.origin in set(Origin) else None,
-        why=message.why,
+        certificate=_certificate(message),
         later=tuple(
             Span(
                 span.start,
@@ -114,6 +115,24 @@ def _target(setpoint: Setpoint | None) -> Target | None:
 
 def _setpoint(target: Target | None) -> Setpoint | None:
     return None if target is None else Setpoint(p_mw=target.p_mw, q_mvar=target.q_mvar)
+
+
+def _checked(certificate: Certificate | None) -> Checked | None:
+    if certificate is None or not certificate.power_flows:
+        return None
+    return Checked(certificate.power_flows, certificate.worst_v_pu, certificate.worst_loading_percent)
+
+
+def _certificate(message: SetpointMessage) -> Certificate | None:
+    checked = message.checked
+    if checked is None:
+        return None if message.why is None else Certificate(binding=message.why)
+    return Certificate(
+        binding=message.why,
+        worst_v_pu=checked.worst_v_pu,
+        worst_loading_percent=checked.worst_loading_percent,
+        power_flows=checked.power_flows,
+    )
 
 
 @lru_cache(maxsize=512)  # a device's fallback, and the most of its schedule, is sent again in each step

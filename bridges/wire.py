@@ -95,6 +95,21 @@ class LaterSpan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
             raise BadMessage(f"later: a span ends {self.end.isoformat()}, it begins {self.start.isoformat()}")
 
 
+class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an AC check of a region found, over all operating points that it tried."""
+
+    power_flows: int
+    """how many"""
+    worst_v_pu: float | None
+    """the voltage closest to its limit"""
+    worst_loading_percent: float | None
+    """the greatest loading"""
+
+    def __post_init__(self) -> None:
+        _check_numbers(power_flows=self.power_flows)
+        _check_finite(worst_v_pu=self.worst_v_pu, worst_loading_percent=self.worst_loading_percent)
+
+
 class SetpointMessage(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
@@ -125,6 +140,8 @@ class SetpointMessage(
     """which rule spoke"""
     why: str | None = None
     """what limits the region, for people"""
+    checked: Checked | None = None
+    """how the AC power flow was asked before the region was released; null: it was not"""
     later: tuple[LaterSpan, ...] = ()
     """what holds afterwards, without gaps, until `valid_until`"""
 

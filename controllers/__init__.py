@@ -25,6 +25,7 @@ from controllers.devices import Generator as Generator
 from controllers.devices import PvInverter as PvInverter
 from controllers.devices import WindTurbine as WindTurbine
 from controllers.fairness import Fairness as Fairness
+from controllers.fairness import Ledger as Ledger
 from controllers.fallback import Fallback as Fallback
 from controllers.forecast import Forecast as Forecast
 from controllers.network import Flows as Flows

@@ -227,8 +227,8 @@ class Instruction:
     """what the device obeys without a valid instruction"""
     origin: Origin | None = None
     """which rule spoke; of several controllers the last one's"""
-    why: str | None = None
-    """what limits the region, for people"""
+    certificate: Certificate | None = None
+    """what limits the region, and how it was checked"""
     later: tuple[Span, ...] = ()
     """what follows `region`, without gaps; the last one ends at `valid_until`"""
 

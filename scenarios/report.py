@@ -65,6 +65,20 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class Checked:
+    """What AC checks of regions found, before any was released."""
+
+    decisions: int
+    power_flows: int
+    least_v_pu: float | None
+    """of the voltages closest to a limit, one a decision"""
+    greatest_v_pu: float | None
+    greatest_loading_percent: float | None
+    binding: dict[str, int]
+    """by row, how many regions it limited"""
+
+
+@dataclass(frozen=True, slots=True)
 class Judged:
     """A verdict as it was written."""
 
@@ -105,6 +119,8 @@ class Summary:
     durations: tuple[Spread, ...]
     setpoints: dict[str, int]
     """by outcome"""
+    checked: Checked | None
+    """what the AC checks of all regions found; `None`: no region was checked"""
     moves: dict[str, int]
     """by regulator, how many positions it moved"""
     verdicts: tuple[Judged, ...]
@@ -157,6 +173,7 @@ def summary(run_dir: Path) -> Summary:
         counts=dict(manifest.counts),
         durations=tuple(_spreads(run_dir, manifest.clock)) if steps else (),
         setpoints=_count(run_dir, "setpoints", "outcome") if steps else {},
+        checked=_checked(run_dir) if steps else None,
         moves=regulator_moves(run_dir) if steps else {},
         verdicts=tuple(_verdicts(run_dir)),
         sources=tuple(manifest.sources),
@@ -169,6 +186,34 @@ def _energy(run_dir: Path, manifest: Manifest, every: Any) -> Iterator[DeviceEne
     for name, energy in energies(run_dir, every).items():
         kind = kinds.get(name, "") if energy.controlled else LOADS
         yield DeviceEnergy(name, kind, energy.generated, energy.consumed, energy.curtailed)
+
+
+def _checked(run_dir: Path) -> Checked | None:
+    """The certificates of `regions`; all regions of one decision share theirs."""
+    columns = ["controller", "issued_at", "valid_from", "binding", "power_flows"]
+    columns += ["worst_v_pu", "worst_loading_percent"]
+    binding: Counter[str] = Counter()
+    flows: dict[tuple[Any, ...], int] = {}
+    volts, loadings = [], []
+    for row in rows(run_dir, "regions", columns):
+        if row["binding"] is not None:
+            binding[row["binding"]] += 1
+        if not row["power_flows"]:
+            continue
+        flows[row["controller"], row["issued_at"], row["valid_from"]] = row["power_flows"]
+        volts.append(row["worst_v_pu"])
+        loadings.append(row["worst_loading_percent"])
+    if not flows:
+        return None
+    v_pu, percent = [v for v in volts if v is not None], [x for x in loadings if x is not None]
+    return Checked(
+        decisions=len(flows),
+        power_flows=sum(flows.values()),
+        least_v_pu=min(v_pu, default=None),
+        greatest_v_pu=max(v_pu, default=None),
+        greatest_loading_percent=max(percent, default=None),
+        binding=_by_number(binding),
+    )
 
 
 def _count(run_dir: Path, table: str, column: str) -> dict[str, int]:
@@ -208,6 +253,15 @@ def show(summary: Summary, console: Console) -> None:
         console.print(body)
 
 
+def _certificate(found: Checked) -> str:
+    text = f"{found.decisions} results by {found.power_flows} power flows"
+    if found.least_v_pu is not None and found.greatest_v_pu is not None:
+        text += f"; closest to limits {found.least_v_pu:.4f} and {found.greatest_v_pu:.4f} pu"
+    if found.greatest_loading_percent is not None:
+        text += f", {found.greatest_loading_percent:.1f} %"
+    return text
+
+
 def _head(summary: Summary) -> Table:
     style = {0: "green", None: "yellow"}.get(summary.exit_status, "red")
     status = "" if summary.exit_status is None else f" (exit status {summary.exit_status})"
@@ -244,6 +298,10 @@ def _sections(summary: Summary, *, ascii_only: bool) -> Iterator[tuple[str, Tabl
     ):
         if counts:
             _row(counted, what, ", ".join(f"{n} {name}" for name, n in counts.items()))
+    if summary.checked is not None:
+        _row(counted, "AC certificate", _certificate(summary.checked))
+        for text, n in list(summary.checked.binding.items())[:3]:
+            _row(counted, "", f"{n} limited: {text}")
     for what, why in summary.reasons.items():
         _row(counted, "", f"first {what}: {why}")
     if counted.rows:

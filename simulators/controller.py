@@ -155,7 +155,7 @@ class Dispatch:
                 setpoint=first.setpoint,
                 fallback=device.default,
                 origin=schedule.origin,
-                why=schedule.why,
+                certificate=schedule.certificate,
                 later=schedule.spans[1:],
             )
         return told, conflicts

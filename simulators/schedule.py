@@ -7,11 +7,11 @@ such instants nothing changes, so the schedule of a device has one span for each
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 
-from controllers.contract import Decision, Infeasible, Origin, Setpoint, Span
+from controllers.contract import Certificate, Decision, Infeasible, Origin, Setpoint, Span
 from controllers.devices import AXES
 from controllers.region import Region
 
@@ -27,7 +27,7 @@ class Word:
     region: Region | None
     setpoint: Setpoint | None
     origin: Origin
-    why: str | None
+    certificate: Certificate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,10 @@ class Words:
                 if words:
                     break  # what comes after a gap is for the next decision to say
                 continue
-            why = None if certificate is None else certificate.binding
             over = None if region is None else region.over(AXES)
-            words.append(Word(max(interval.start, at), interval.end, over, setpoint, decision.origin, why))
+            words.append(
+                Word(max(interval.start, at), interval.end, over, setpoint, decision.origin, certificate)
+            )
         return cls(tuple(words), decision.has_sequel) if words else None
 
     @property
@@ -69,8 +70,8 @@ class Schedule:
     """without gaps; empty if the very first span has a conflict"""
     origin: Origin | None
     """which rule spoke in the first span; of several controllers the last one's"""
-    why: str | None
-    """what limits the first span's region"""
+    certificate: Certificate | None
+    """of the first span's region"""
     conflict: str | None
     """why it ends there"""
 
@@ -88,7 +89,7 @@ def merge(said: Mapping[str, Words]) -> Schedule:
         {t for words in said.values() for w in words.words for t in (w.start, w.end) if t <= until}
     )
     spans: list[Span] = []
-    origin = why = None
+    origin, certificate = None, None
     for start, end in pairwise(instants):
         present = {
             name: word
@@ -107,12 +108,22 @@ def merge(said: Mapping[str, Words]) -> Schedule:
         except Infeasible:
             since = f" from {start:%Y-%m-%d %H:%M:%S} UTC on" if spans else ""
             conflict = f"the regions of {' and '.join(present)} have no point in common{since}"
-            return Schedule(tuple(spans), origin, why, conflict)
+            return Schedule(tuple(spans), origin, certificate, conflict)
         if not spans:
             origin = next(reversed(present.values())).origin
-            why = "; ".join(word.why for word in present.values() if word.why is not None) or None
+            certificate = _together([w.certificate for w in present.values() if w.certificate is not None])
         spans.append(Span(start, end, region, setpoint))
-    return Schedule(tuple(spans), origin, why, None)
+    return Schedule(tuple(spans), origin, certificate, None)
+
+
+def _together(certificates: Sequence[Certificate]) -> Certificate | None:
+    """What limits regions that intersect. What was found of the last one that was checked holds for the
+    intersection too, which lies inside it."""
+    if not certificates:
+        return None
+    checked = next((c for c in reversed(certificates) if c.power_flows), certificates[-1])
+    reasons = [c.binding for c in certificates if c.binding is not None]
+    return replace(checked, binding="; ".join(reasons) or None)
 
 
 def _meeting(regions: Sequence[Region | None]) -> Region | None:

@@ -63,6 +63,14 @@ def rows_of(step: int, wall: float = 0.0) -> dict[str, Any]:
             "state": ["limited", None],
         },
         "regulators": {"time": now, "regulator": ["oltc", "cb1"], "position": [-3, step]},
+        "fairness": {
+            "issued_at": now,
+            "valid_from": then,
+            "controller": "dso",
+            **dict.fromkeys(("export_mw", "import_mw", "area_mva2"), 0.5 + step),
+            **dict.fromkeys(("jain_export", "jain_import", "least_export", "least_import"), 0.25),
+            "price": [0.125],
+        },
         "regions": {
             "issued_at": now,
             "valid_from": then,
@@ -114,6 +122,8 @@ def test_the_columns_are_those_of_the_run_directory() -> None:
         "setpoints": "seq, epoch, device, issued_at, valid_until, p_mw, q_mvar,"
         " sent_at, acked_at, applied_at, outcome",
         "forecasts": "issued_at, time, name, mean_mw, std_mw",
+        "fairness": "issued_at, valid_from, controller, export_mw, import_mw, area_mva2, jain_export,"
+        " jain_import, least_export, least_import, price, ledger_jain",
     }
     assert {table: ", ".join(schema.names) for table, schema in SCHEMAS.items()} == columns
     assert set(MEASURED) < set(SCHEMAS["steps"].names)

@@ -16,7 +16,7 @@ from bridges.instruction import to_instruction
 from bridges.memory import MemoryBus, MemoryHub
 from bridges.publisher import Publisher, last_will
 from bridges.table import Entry, LatestValues
-from controllers.contract import Instruction, Origin
+from controllers.contract import Certificate, Instruction, Origin
 from controllers.region import Region
 
 NOON = datetime(2026, 6, 21, 12, tzinfo=UTC)
@@ -246,14 +246,18 @@ async def test_a_device_hears_the_controller_and_answers() -> None:
         device.subscribe(wire.device_topic("r1", "f1", "pv-1", "setpoint"))
         device.subscribe(wire.control_topic("r1"))
         publisher = Publisher(bus, run="r1", area="f1", epoch=2)
-        why = "upper voltage at bus 17"
-        publisher.send(replace(instruction(), origin=Origin.OPTIMAL, why=why), 300)
+        certificate = Certificate(
+            binding="upper voltage at bus 17", worst_v_pu=1.0499, worst_loading_percent=98.5, power_flows=131
+        )
+        publisher.send(replace(instruction(), origin=Origin.CERTIFIED, certificate=certificate), 300)
         publisher.send(instruction(device="pv-2"), 300)
         publisher.heartbeat(0, 300, NOON + timedelta(minutes=5))
         assert await publisher.flush(1)
         first, second = device.received()
         message = wire.decode(first.payload, wire.SetpointMessage)
         assert (message.seq, message.why) == (1, "upper voltage at bus 17")
+        assert message.checked == wire.Checked(131, 1.0499, 98.5)
+        assert to_instruction(message).certificate == certificate
         assert to_instruction(message).valid_until == NOON + timedelta(minutes=5)
         beat = wire.decode_control(second.payload)
         assert isinstance(beat, wire.Heartbeat)

@@ -187,7 +187,8 @@ def test_a_controller_may_say_how_long_its_only_word_holds() -> None:
 def test_what_limits_the_first_span_is_told() -> None:
     why = {"a": Certificate(binding="upper voltage at bus 17")}
     told = Loop(("dso", plan(0.4, 0.3, certificates=why), 1, 2)).step(0)["a"]
-    assert (told.origin, told.why) == ("optimal", "upper voltage at bus 17")
+    assert told.certificate is not None
+    assert (told.origin, told.certificate.binding) == ("optimal", "upper voltage at bus 17")
 
 
 def gap(observation: Observation, *starts: float, lengths: float = 1.0) -> Decision:

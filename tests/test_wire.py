@@ -18,7 +18,7 @@ from bridges import wire
 from bridges.bus import MAX_PAYLOAD_BYTES
 from bridges.instruction import shortened, to_half_spaces, to_instruction, to_message, to_region
 from bridges.wire import BadMessage
-from controllers.contract import Instruction, Origin, Setpoint, Span
+from controllers.contract import Certificate, Instruction, Origin, Setpoint, Span
 from controllers.region import Region
 
 NOON = datetime(2026, 6, 21, 12, tzinfo=UTC)
@@ -58,6 +58,20 @@ def schedules(draw: st.DrawFn, start: datetime) -> tuple[Span, ...]:
 
 
 @st.composite
+def certificates(draw: st.DrawFn) -> Certificate:
+    binding, number = draw(st.text(max_size=20)), st.none() | st.floats(0, 200)
+    checked = draw(st.integers(0, 2**53))
+    if not checked:
+        return Certificate(binding=binding)
+    return Certificate(
+        binding=draw(st.none() | st.just(binding)),
+        worst_v_pu=draw(number),
+        worst_loading_percent=draw(number),
+        power_flows=checked,
+    )
+
+
+@st.composite
 def instructions(draw: st.DrawFn) -> Instruction:
     start = draw(times)
     first, *later = draw(schedules(start))
@@ -72,7 +86,7 @@ def instructions(draw: st.DrawFn) -> Instruction:
         setpoint=first.setpoint,
         fallback=draw(boxes()),
         origin=draw(st.none() | st.sampled_from(Origin)),
-        why=draw(st.none() | st.text(max_size=20)),
+        certificate=draw(st.none() | certificates()),
         later=tuple(later),
     )
 

@@ -30,6 +30,8 @@ NEAR_LOADING = 0.25
 """The same for loading rows, of the branch's rating."""
 REFINED = 0.3
 """Share of these within which a limit is near enough in AC to be refined by `ascend` and `sweep`."""
+REACHED = 0.1
+"""Share of these within which a limit counts as nearly reached, for `sweep`."""
 DIFFERENCE = 1e-3
 """Step of the finite differences, of a device's greatest corner."""
 DIRECTIONS = 16
@@ -180,11 +182,12 @@ class Search:
             limits, choices, backgrounds = limits[worse], after[worse], backgrounds[worse]
 
     def sweep(self) -> None:
-        """Attack the most critical limit of each kind device by device, without sensitivities.
+        """Attack critical limits device by device, without sensitivities.
 
         Every device alone goes to each of its corners; then those that made it worse go at once, and the
-        better half of them, and the best. It starts from the worst case, from the worst common way and from a
-        seeded random choice; the same again from where that led.
+        better half of them, and the best; the same again from where that led. It starts from the worst case
+        of each limit that is nearly reached, and for the most critical of each kind also from the worst
+        common way and from a seeded random choice.
         """
         n, m = self.shapes.corners.shape[:2]
         random = np.random.default_rng(n).integers(0, m, (RANDOM, n))
@@ -193,34 +196,32 @@ class Search:
             return
         limits, choices, backgrounds = self._starts(self.near(1, REFINED), 1)
         first = np.unique(limits)
-        limits = np.concatenate([limits, first])
-        choices = np.concatenate([choices, random[: len(first)]])
-        backgrounds = np.concatenate([backgrounds, self.worst(first)[1]])
+        more = self._different(self.near(2 * self.critical, REACHED), first)
+        limits = np.concatenate([limits, first, more])
+        choices = np.concatenate([choices, random[: len(first)], self.worst(more)[0]])
+        backgrounds = np.concatenate([backgrounds, self.worst(first)[1], self.worst(more)[1]])
         now = self.run(choices, backgrounds, limits)
-        moves = np.array(
-            [(k, corner) for k in range(n) for corner in range(m) if self._corner[k, corner] == corner]
-        )
+        own = self._corner == np.arange(m)
+        touched = self._touched(limits)
         for _ in range(STEPS):
             if not len(limits):
                 return
-            many = np.repeat(choices[:, None], len(moves), axis=1)
-            many[:, np.arange(len(moves)), moves[:, 0]] = moves[:, 1]
-            each = np.repeat(np.arange(len(limits)), len(moves))
-            found = self.run(many.reshape(-1, n), backgrounds[each], limits[each]).reshape(len(limits), -1)
+            each, device, corner = np.nonzero(touched[:, :, None] & own)
+            many = choices[each]
+            many[np.arange(len(each)), device] = corner
             gain = np.full((len(limits), n, m), -np.inf)
-            gain[:, moves[:, 0], moves[:, 1]] = found - now[:, None]
+            gain[each, device, corner] = self.run(many, backgrounds[each], limits[each]) - now[each]
             best, most = gain.argmax(axis=2), np.maximum(gain.max(axis=2), 0.0)
             order = np.argsort(np.argsort(-most, axis=1, kind="stable"), axis=1)
             helped = (most > 0).sum(axis=1, keepdims=True)
-            tried = []
-            for count in (helped, (helped + 1) // 2, np.minimum(helped, 1)):
-                tried.append(np.where((order < count) & (most > 0), best, choices))
+            counts = (helped, (helped + 1) // 2, np.minimum(helped, 1))
+            tried = [np.where((order < count) & (most > 0), best, choices) for count in counts]
             values = np.stack([self.run(one, backgrounds, limits) for one in tried])
-            which = values.argmax(axis=0)
-            rows = np.arange(len(limits))
+            which, rows = values.argmax(axis=0), np.arange(len(limits))
             after, value = np.stack(tried)[which, rows], values[which, rows]
             worse = value > now
             limits, choices, backgrounds, now = limits[worse], after[worse], backgrounds[worse], value[worse]
+            touched = touched[worse]
 
     # Parts
 
@@ -245,6 +246,23 @@ class Search:
         """Solve choices with every background."""
         k = len(self.check.room.backgrounds)
         self.run(np.repeat(choices, k, axis=0), np.tile(np.arange(k), len(choices)))
+
+    def _different(self, limits: Ints, known: Ints) -> Ints:
+        """Those of some limits whose worst cases are neither those of `known` nor each other's."""
+        seen = {(int(at) // self.check.check.n, int(self._case[at])) for at in known}
+        kept = []
+        for at in limits.tolist():
+            key = (at // self.check.check.n, int(self._case[at]))
+            if key not in seen or (at >= 2 * self.check.check.n and at not in known):
+                kept.append(at)
+                seen.add(key)
+        return np.array(kept, dtype=np.int64)
+
+    def _touched(self, limits: Ints) -> npt.NDArray[np.bool_]:
+        """(limits, devices) which devices a limit feels in the linear model."""
+        A, B = self.check.check.rows.part(limits)  # of a loading, its first edge
+        size = np.abs(A) + np.abs(B)
+        return np.asarray(size > 1e-6 * size.max(axis=1, initial=1e-12, keepdims=True))
 
     def _tried(self, points: Array, backgrounds: Ints, limits: Ints) -> Array:
         """(cases,) how far points (cases, devices, 2), inside the shapes or not, are beyond their limits."""
