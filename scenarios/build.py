@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -114,7 +114,8 @@ def build(draft: Draft, scenario: Scenario) -> Built:
         power_flow=fast,
         regulators=regulators,
     )
-    in_order = (_seat(draft, scenario, site, i) for i in range(len(scenario.controllers)))
+    in_order = [_seat(draft, scenario, site, i) for i in range(len(scenario.controllers))]
+    _require_periods(draft, scenario, in_order)
     seats = tuple(sorted(in_order, key=lambda seat: not _goes_first(seat.controller)))
     sources = dict.fromkeys(source for seat in seats for source in _sources(seat.controller))
     driven = _driven(draft, scenario, devices, loads)
@@ -305,6 +306,26 @@ def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
         advice = f"looks {asked} steps ahead, but a forecast covers {scenario.forecast.intervals}; raise it"
         raise _refused(draft, ("forecast", "intervals"), scenario.forecast.intervals, f"{part.uses} {advice}")
     return Seat(part.name, controller, every // scenario.every, part.valid_for or 2 * every)
+
+
+def _require_periods(draft: Draft, scenario: Scenario, seats: Sequence[Seat]) -> None:
+    """Envelopes are safe for the positions that they were made for: with each move they are made anew.
+
+    Raises:
+        ScenarioInvalid: a controller that is not due in each step of one that moves regulators, or that
+            announces envelopes for later.
+    """
+    for first in (seat for seat in seats if _goes_first(seat.controller)):
+        for i, seat in enumerate(seats):
+            part = scenario.controllers[i]
+            if seat is first or _goes_first(seat.controller):
+                continue
+            if part.rolling is not None:
+                advice = f"announces envelopes for later, but {first.name!r} moves regulators; leave one out"
+                raise _refused(draft, ("controllers", i, "rolling"), dict(part.rolling), advice)
+            if first.every_steps % seat.every_steps:
+                advice = f"must divide that of {first.name!r}, which moves regulators and is asked before it"
+                raise _refused(draft, ("controllers", i, "every"), part.every, advice)
 
 
 def _goes_first(controller: Controller) -> bool:

@@ -107,7 +107,7 @@ def reweighted(site: Site, weights: Mapping[str, float]) -> Site:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_closed_form_is_the_linear_programs(seed: int) -> None:
+def test_T3_the_closed_form_is_the_linear_programs(seed: int) -> None:
     site = random_site(seed)
     closed, printed = EqualRanges(site), EqualRanges(site, form="lp")
     for scale in (0.0, 0.5, 1.3):

@@ -331,6 +331,21 @@ def test_regulation_is_asked_first_wherever_it_is_named() -> None:
     assert [seat.name for seat in wrapped.seats] == ["regulation", "dso"]
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("controllers.dso.every=20min", r"controllers\.dso\.every = .*: must divide that of 'regulation'"),
+        ("controllers.dso.every=1h", r"controllers\.dso\.every = .*: must divide that of 'regulation'"),
+        ("controllers.dso.rolling={intervals: 4}", r"controllers\.dso\.rolling = .*'regulation' moves"),
+    ],
+)
+def test_envelopes_are_made_anew_with_each_move(change: str, reason: str) -> None:
+    strict = "controllers.dso.options.when_broken=strict"
+    with pytest.raises(ScenarioInvalid, match=reason):
+        built(change, strict)
+    built("controllers.dso.every=10min", strict)
+
+
 # A run
 
 EAGER = "controllers.regulation.options.switching_cost_mw=0"

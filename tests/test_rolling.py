@@ -33,7 +33,7 @@ from controllers.envelopes.certified import Certified
 from controllers.envelopes.equal_boxes import EqualBoxes
 from controllers.envelopes.equal_polygons import EqualPolygons
 from controllers.envelopes.equal_ranges import EqualRanges
-from controllers.envelopes.method import EnvelopeMethod, Envelopes, Room
+from controllers.envelopes.method import EnvelopeMethod, Envelopes, Room, WhenBroken
 from controllers.envelopes.polygons import common, convex, within
 from controllers.envelopes.rolling import Rolling
 from controllers.envelopes.shapes import hull
@@ -699,3 +699,12 @@ def test_patience_may_be_a_length_of_time() -> None:
     rolling = Rolling(EqualRanges(SITE), intervals=2, silent_after=2 * STEP)
     assert all("der3" in d.regions for d in silence(rolling, 3))
     assert rolling.sources == EqualRanges.sources
+
+
+@pytest.mark.parametrize("policy", ["devices", "do_no_harm"])
+def test_a_policy_that_moves_limits_is_refused(policy: WhenBroken) -> None:
+    """What was announced for limits and positions of one moment would be unsafe for those of another."""
+    inner = EqualRanges(s3(), when_broken=policy)
+    for wrapped in (inner, Certified(inner)):
+        with pytest.raises(ValueError, match=f"when_broken '{policy}' cannot be kept over a horizon"):
+            Rolling(wrapped)

@@ -210,8 +210,11 @@ class EnvelopeMethod(ABC):
             W = mean - reserve
         broken = None
         if (W < -ROUNDING).any():
-            worst = int(np.argmin(W))
-            if self.when_broken != "do_no_harm":
+            # What may be forgiven is what the background does, not what the fixed envelopes add to it.
+            harm = np.where(taken > 0, W - np.minimum(W + taken, 0.0), 0.0)
+            harmed = bool((harm < -ROUNDING).any())
+            worst = int(np.argmin(harm if harmed else W))
+            if self.when_broken != "do_no_harm" or harmed:
                 kept = f", {reserve[worst]:.4g} of it for forecast errors" if reserve[worst] else ""
                 raise Infeasible(
                     f"{self.rows.names[worst]}: broken by {-W[worst]:.4g} before any device injects{kept}; "

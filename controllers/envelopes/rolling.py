@@ -138,6 +138,12 @@ class Rolling:
     def __post_init__(self) -> None:
         if not all(hasattr(self.inner, name) for name in ("site", "room", "envelopes", "decide")):
             raise ValueError(f"rolling: {type(self.inner).__name__} is no method of envelopes")
+        policy = getattr(getattr(self.inner, "inner", self.inner), "when_broken", "strict")
+        if policy != "strict":
+            raise ValueError(
+                f"rolling: when_broken {policy!r} cannot be kept over a horizon: regulators that move, or limits "
+                "that give way, would make what was announced unsafe; take 'strict'"
+            )
         if not 0 <= self.notice < self.intervals:
             raise ValueError(
                 f"rolling: notice {self.notice} must be from 0 to intervals - 1 = {self.intervals - 1}"
