@@ -274,6 +274,38 @@ def test_fixed_envelopes_stay_as_they_are_and_count() -> None:
         assert controller.decide(seen(site), room, found).regions.keys() == site.devices.keys() - {"der5"}
 
 
+def test_only_the_background_is_forgiven_not_what_is_fixed() -> None:
+    """Beyond a limit already, in AC alone: what a device still holds must not make it worse unseen."""
+    site = losing()
+    observation = seen(site)
+    controller = Certified(method("PQ-E", site, when_broken="do_no_harm"))
+    free = controller.envelopes(controller.room(observation, fixed={"der5": np.zeros((1, 2))}))
+    assert free.origin is Origin.DEGRADED
+    room = controller.room(observation, fixed={"der5": np.array([[-0.02, 0.0], [0.1, 0.0]])})
+    with pytest.raises(Infeasible, match=r"lower voltage at bus 17: .* by envelopes that cannot be changed"):
+        controller.envelopes(room)
+
+
+def test_two_sided_corrections_are_attacked_harder() -> None:
+    """Six large devices behind one transformer: voltages bend so much that no sensitivities lead to the worst
+    joint choice."""
+    net = pp.create_empty_network(sn_mva=1.0)
+    pp.create_bus(net, 110.0)
+    pp.create_buses(net, 3, 20.0)
+    pp.create_ext_grid(net, 0, vm_pu=1.008397)
+    pp.create_transformer(net, 0, 1, "25 MVA 110/20 kV")
+    for a, b, length_km in ((1, 2, 2.364969), (1, 3, 1.122994)):
+        pp.create_line_from_parameters(net, a, b, length_km, 0.16, 0.12, 273.0, 0.36)
+    pp.create_loads(net, [1, 2], p_mw=[-1.654357, -2.197432], q_mvar=[-0.794921, -0.246559])
+    s_mva = [11.002383, 5.986431, 11.316507, 9.849760, 10.803667, 6.372962]
+    park = battery_park([1, 3, 3, 2, 3, 1], s_mva)
+    site = site_of("six behind a transformer", net, park, (0.95, 1.05))
+    decision = Certified(method("PQ-E", site), two_sided=True).step(seen(site))
+    findings = attack(site, Adversary(net), decision)
+    assert findings.cases >= 4**6  # all of them
+    assert not findings.violated
+
+
 def test_scaling_leaves_fixed_envelopes_alone() -> None:
     site = s3()
     controller = Certified(StaticLimits(site, part=1.0))
@@ -337,7 +369,7 @@ def test_a_case_without_solution_is_a_violation(name: str) -> None:
     assert corners(decision)[:, 0].sum() > -0.5 - 1e-9
     assert corners(decision)[:, 1].sum() < 2 * base + 0.5 + 1e-9
     nothing = replace(site, power_flow=Fragile(site.power_flow, base + 1e-9))
-    with pytest.raises(Infeasible, match="no solution in the AC power flow, however small"):
+    with pytest.raises(Infeasible, match="no solution in the AC power flow however small"):
         Certified(method(name, nothing)).step(seen(site))
     with pytest.raises(Infeasible, match="no solution in the AC power flow before any device"):
         Certified(method(name, replace(site, power_flow=Fragile(site.power_flow, base / 2)))).step(seen(site))

@@ -259,11 +259,18 @@ def test_a_limit_that_no_device_reaches_is_infeasible_too() -> None:
         rows.W(*rows.background({load.name: load.p_mw * 20 for load in site.loads.values()}))
 
 
-def test_without_any_bound_there_is_no_range() -> None:
+def test_where_no_limit_reaches_a_device_has_its_own_rating() -> None:
     site = random_site(2)
     away = replace(site, devices={"d0": device("d0", "0", 1.0)})
+    rating = away.devices["d0"].rating_mw
+    decision = EqualRanges(away).step(seen(away))
+    assert by_device(decision)["d0"] == (-rating, rating)
+    assert decision.certificates["d0"].binding == "its own rating"
+
+
+def test_without_any_bound_there_is_no_range() -> None:
     with pytest.raises(Infeasible, match="no limit of the network bounds"):
-        EqualRanges(away).step(seen(away))
+        ranges(np.array([[1.0], [0.0]]), np.ones(1))
     with pytest.raises(Infeasible, match="a limit is missing"):
         EqualRangeProgram(np.array([[-1.0]]), np.ones(1), sign=1.0).widest(np.ones(1))
 

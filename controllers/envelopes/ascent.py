@@ -1,4 +1,4 @@
-"""Search: the joint choices of corners whose AC power flow is worst, looked for in three ways.
+"""Search: the joint choices of corners whose AC power flow is worst, looked for in several ways.
 
 Independent use of envelopes means that every device may be anywhere in its own polygon. Voltages and loadings
 are worst with (nearly) every device at a corner, but there are too many joint choices of corners to try all:
@@ -11,6 +11,8 @@ are worst with (nearly) every device at a corner, but there are too many joint c
    active and reactive power hold the linear voltage, losses decide, and their worst corners lie far apart.
 3. `sweep`: each device alone to each of its corners, then those that helped at once; from the worst cases,
    from common ways and from random choices. It shares no sensitivities with the first two.
+
+Where few choices exist they can be enumerated (`enumerate`), which is dear.
 """
 
 from __future__ import annotations
@@ -32,8 +34,15 @@ REFINED = 0.3
 """Share of these within which a limit is near enough in AC to be refined by `ascend` and `sweep`."""
 REACHED = 0.1
 """Share of these within which a limit counts as nearly reached, for `sweep`."""
+JOINT = 4096
+"""Joint choices of corners that `enumerate` solves at most."""
+AROUND = 64
+"""Directions in which nearly reached loadings are looked at."""
 DIFFERENCE = 1e-3
 """Step of the finite differences, of a device's greatest corner."""
+WEAK = 0.02
+"""Share of a row's greatest coefficient up to which a device does not count as touching it: what line
+charging makes of a flow elsewhere decides less than the voltage does."""
 DIRECTIONS = 16
 """Ways in the P-Q plane that all devices go together."""
 STARTS = 2
@@ -137,7 +146,7 @@ class Search:
             found.append(best[score[best] > -1] + (kind.start or 0))
         return np.concatenate(found)
 
-    # The three ways
+    # The ways
 
     def supports(self) -> None:
         """Solve the supports of all rows with little room, and the lowest and highest voltages."""
@@ -151,6 +160,16 @@ class Search:
             chosen = np.sort(chosen[~self.own[chosen]])
             if len(chosen):
                 self._support(chosen, *rows.part(chosen))
+
+    def enumerate(self) -> None:
+        """Solve every joint choice of corners where there are few, else as many at random."""
+        own = [np.unique(corner) for corner in self._corner]
+        if np.prod([float(len(each)) for each in own]) <= JOINT:
+            every = np.stack(np.meshgrid(*own, indexing="ij"), axis=-1).reshape(-1, len(own))
+        else:
+            random = np.random.default_rng(len(own))
+            every = np.stack([random.choice(each, JOINT) for each in own], axis=1)
+        self._everywhere(every)
 
     def ascend(self) -> None:
         """Improve the worst cases of the critical limits by AC sensitivities."""
@@ -192,6 +211,7 @@ class Search:
         n, m = self.shapes.corners.shape[:2]
         random = np.random.default_rng(n).integers(0, m, (RANDOM, n))
         self._everywhere(random)
+        self._around()
         if n > MANY_DEVICES:
             return
         limits, choices, backgrounds = self._starts(self.near(1, REFINED), 1)
@@ -247,6 +267,29 @@ class Search:
         k = len(self.check.room.backgrounds)
         self.run(np.repeat(choices, k, axis=0), np.tile(np.arange(k), len(choices)))
 
+    def _around(self) -> None:
+        """Solve the supports of nearly reached loadings in many directions, between the edges of their rows.
+
+        In the linear model the flow is greatest at a corner of a sum of polygons in the plane, which has more
+        corners than the rows have edges.
+        """
+        check = self.check.check
+        near = self.near(2 * self.critical, REACHED)
+        loadings = near[near >= 2 * check.n]
+        if not len(loadings):
+            return
+        # A flow's gradient, from its components in the directions of two edges.
+        two = [0, round(len(check.angle) / 4)]
+        frame = np.linalg.inv(np.column_stack([np.cos(check.angle[two]), np.sin(check.angle[two])]))
+        rows = (loadings + len(check.allowed) * np.array(two)[:, None]).ravel()
+        A, B = (frame @ M.reshape(2, -1) for M in check.rows.part(rows))  # the flow's P, and its Q
+        turn = 2 * np.pi * np.arange(AROUND) / AROUND
+        ways = np.stack([np.cos(turn), np.sin(turn)], axis=1)
+        shape = (AROUND * len(loadings), len(self.shapes))
+        choices = self.shapes.worst((ways @ A).reshape(shape), (ways @ B).reshape(shape))
+        touched = np.tile(self._touched(loadings), (AROUND, 1))
+        self._everywhere(np.unique(np.where(touched, choices, self._lowest), axis=0))
+
     def _different(self, limits: Ints, known: Ints) -> Ints:
         """Those of some limits whose worst cases are neither those of `known` nor each other's."""
         seen = {(int(at) // self.check.check.n, int(self._case[at])) for at in known}
@@ -261,8 +304,7 @@ class Search:
     def _touched(self, limits: Ints) -> npt.NDArray[np.bool_]:
         """(limits, devices) which devices a limit feels in the linear model."""
         A, B = self.check.check.rows.part(limits)  # of a loading, its first edge
-        size = np.abs(A) + np.abs(B)
-        return np.asarray(size > 1e-6 * size.max(axis=1, initial=1e-12, keepdims=True))
+        return _felt(A, B)
 
     def _tried(self, points: Array, backgrounds: Ints, limits: Ints) -> Array:
         """(cases,) how far points (cases, devices, 2), inside the shapes or not, are beyond their limits."""
@@ -291,10 +333,16 @@ class Search:
         near = np.flatnonzero(slack < 1)
         near = near[np.argsort(slack[near], kind="stable")][:MANY_ROWS]
         self.own[indices[near]] = True
-        touched = np.abs(A[near]) + np.abs(B[near]) > 1e-9 * width[near, None]
+        touched = _felt(A[near], B[near])
         low = np.where(touched, choices[near], self._lowest)
         high = np.where(touched, choices[near], self._highest)
         self._everywhere(np.unique(np.concatenate([low, high]), axis=0))
+
+
+def _felt(A: Array, B: Array) -> npt.NDArray[np.bool_]:
+    """(rows, devices) which devices matter to a row in the linear model."""
+    size = np.abs(A) + np.abs(B)
+    return np.asarray(size > WEAK * size.max(axis=1, initial=1e-12, keepdims=True))
 
 
 def _extremes(check: RoomCheck, shapes: Shapes) -> tuple[Ints, Ints]:

@@ -23,7 +23,7 @@ from controllers.envelopes import matching
 from controllers.envelopes.ac_check import AcCheck, RoomCheck
 from controllers.envelopes.allowable import AllowableRegion
 from controllers.envelopes.ascent import Search
-from controllers.envelopes.matching import Base
+from controllers.envelopes.matching import Alone
 from controllers.envelopes.method import EnvelopeMethod, Envelopes, Room
 from controllers.envelopes.shapes import Shapes
 from controllers.site import Site
@@ -69,7 +69,8 @@ class Certified:
 
     Raises:
         ValueError: a site without AC power flow, or an option out of range.
-        Infeasible: (step) the background alone is beyond a limit in AC, or no part of the envelopes is safe.
+        Infeasible: (step) the background alone is beyond a limit, in AC or in the linear model (whose rated
+            polygon lies inside the circle), or no part of the envelopes is safe.
         ControlError: (step) what the method raises.
     """
 
@@ -144,41 +145,47 @@ class Certified:
             Infeasible: the background alone is beyond a limit in AC, or no part of the envelopes is safe.
         """
         check = self._check.at(room)
-        base = self._base(check)
-        search, W = self._tightened(check, base)
+        alone = self._alone(check)
+        search, W = self._tightened(check, alone)
         scale = 1.0
         if not self._holds(search):
             search, scale = self._scaled(check, search)
         elif self.two_sided:
-            search = self._widened(check, base, search, W)
+            search = self._widened(check, alone, search, W)
         return self._result(room, check, search, scale)
 
-    def _base(self, check: RoomCheck) -> Base:
+    def _alone(self, check: RoomCheck) -> Alone:
         """AC values of the background alone, with what is fixed.
 
-        Under `do_no_harm` limits that it exceeds count as just reached.
+        Under `do_no_harm` limits that the background exceeds count as just reached.
 
         Raises:
-            Infeasible: it is beyond one of them.
+            Infeasible: the background is beyond a limit, or what is fixed takes it there.
         """
         room = check.room
-        corners = np.zeros((len(self.site.devices), 1, 2))
-        if room.fixed:
-            corners = self._shrunk(room, self.inner.shapes(room, room.W), 0.0).corners
-        search = Search(check, Shapes(corners, (None,) * len(corners)), self.critical)
+        still = np.zeros((len(self.site.devices), 1, 2))
+        search = Search(check, Shapes(still, (None,) * len(still)), self.critical)
         search.supports()
-        base = Base(np.minimum(search.value, 0.0), np.nan_to_num(search.support))
-        over = search.beyond > self._tolerance
-        if not over.any():
-            return base
+        if not self._holds(search):
+            if self.inner.when_broken != "do_no_harm" or not np.isfinite(search.beyond).all():
+                raise self._refused(search, "before any device injects")
+            over = search.beyond > self._tolerance
+            check.relax(np.where(over, search.beyond, 0.0), search.value)
+        if room.fixed:
+            shapes = self._shrunk(room, self.inner.shapes(room, room.W), 0.0)
+            search = Search(check, shapes, self.critical)
+            search.supports()
+            if not self._holds(search):
+                raise self._refused(search, "by envelopes that cannot be changed now")
+        return Alone(np.minimum(search.value, 0.0), np.nan_to_num(search.support))
+
+    def _refused(self, search: Search, when: str) -> Infeasible:
+        """The error that names the limit exceeded most."""
         worst = int(np.argmax(search.beyond / self._tolerance))
-        if self.inner.when_broken != "do_no_harm" or not np.isfinite(search.beyond[worst]):
-            raise Infeasible(
-                f"{self._check.name(worst)}: {self._found(search, worst)} in the AC power flow before any "
-                "device injects; relieve the network or widen its limits"
-            )
-        check.relax(np.where(over, search.beyond, 0.0), search.value)
-        return base
+        return Infeasible(
+            f"{self._check.name(worst)}: {self._found(search, worst)} in the AC power flow {when}; relieve "
+            "the network or widen its limits"
+        )
 
     def _found(self, search: Search, limit: int) -> str:
         """What was found at a limit, in words."""
@@ -202,11 +209,11 @@ class Certified:
     def _holds(self, search: Search) -> bool:
         return bool((search.beyond <= self._tolerance).all())
 
-    def _tightened(self, check: RoomCheck, base: Base) -> tuple[Search, Array]:
+    def _tightened(self, check: RoomCheck, alone: Alone) -> tuple[Search, Array]:
         """Ask the method for less room until its envelopes hold in AC, or the rounds are over.
 
         Args:
-            base: the background alone.
+            alone: the background alone.
 
         Returns:
             what was tried last, and the room that it was asked with.
@@ -221,8 +228,8 @@ class Certified:
             if not np.isfinite(search.beyond).all():
                 W = W * RETREAT
             else:
-                error = np.maximum(error, matching.error(search, base, W, emphasis=2.0 ** max(k - 1, 0)))
-                W = np.minimum(W, room.W - error) if k else np.minimum(W, matching.chord(search, base, W))
+                error = np.maximum(error, matching.error(search, alone, W, emphasis=2.0 ** max(k - 1, 0)))
+                W = np.minimum(W, room.W - error) if k else np.minimum(W, matching.chord(search, alone, W))
                 W = np.maximum(W, 0.0)
             if np.allclose(W, failed, rtol=1e-9, atol=1e-12):
                 break  # no row's room makes a difference
@@ -246,18 +253,25 @@ class Certified:
                 failed = middle
         return held, W
 
-    def _widened(self, check: RoomCheck, base: Base, held: Search, W: Array) -> Search:
+    def _widened(self, check: RoomCheck, alone: Alone, held: Search, W: Array) -> Search:
         """The largest envelopes found by giving every row what its AC value leaves, starting from some that
         hold."""
-        search = held
+        search, growing = held, [held]
         for k in range(self.rounds):
-            W = W + (0.5 if k >= DAMPED_AFTER else 1.0) * (matching.chord(search, base, W) - W)
+            W = W + (0.5 if k >= DAMPED_AFTER else 1.0) * (matching.chord(search, alone, W) - W)
             search = self._attacked(check, self.inner.shapes(check.room, W))
             if self._holds(search):
-                before, now = matching.size(held), matching.size(search)
-                held = search if now > before else held
+                before, now = matching.size(growing[-1]), matching.size(search)
+                if now > before:
+                    growing.append(search)
                 if now < before * (1 + GROWTH):
                     break
+        # Nothing of the linear model's own caution is left in these: they are attacked once more, harder.
+        for found in reversed(growing[1:]):
+            found.enumerate()
+            found.sweep()
+            if self._holds(found):
+                return found
         return held
 
     def _scaled(self, check: RoomCheck, failed: Search) -> tuple[Search, float]:
@@ -286,11 +300,7 @@ class Certified:
                 break
             cases.append(search.violating)
             high, failed = low, search
-        worst = int(np.argmax(failed.beyond / self._tolerance))
-        raise Infeasible(
-            f"{self._check.name(worst)}: {self._found(failed, worst)} in the AC power flow, however small "
-            "the envelopes; relieve the network or widen its limits"
-        )
+        raise self._refused(failed, "however small the envelopes")
 
     def _shrunk(self, room: Room, shapes: Shapes, factor: float) -> Shapes:
         """Shapes scaled towards the origin, but for those that are fixed."""

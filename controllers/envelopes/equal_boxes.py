@@ -134,6 +134,8 @@ class EqualBoxes(EnvelopeMethod):
         if self._compiled is None or not np.array_equal(self._compiled[0], gamma):
             self._compiled = self._compile(gamma)
         _, use, program = self._compiled
+        if not (use > NOTHING).any():
+            return Shapes.rated(self.site.devices.values(), active_only=False)
         if program is not None:
             x = program.widest(W)
         elif self.condition == "exact":

@@ -97,6 +97,8 @@ class EqualPolygons(EnvelopeMethod):
         if self._compiled is None or not np.array_equal(self._compiled[0], gamma):
             self._compiled = gamma, Polygon(self.rows.A, self.rows.B, gamma, self.corners)
         polygon = self._compiled[1]
+        if not polygon.single.any():
+            return Shapes.rated(self.site.devices.values(), active_only=False)
         rho = polygon.widest(W)
         return Shapes.scaled(
             convex(rho[:, None] * polygon.direction), gamma, polygon.limited(rho, W, self.rows.names)

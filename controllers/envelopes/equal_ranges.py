@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from controllers.contract import Infeasible
+from controllers.envelopes.allowable import NOTHING
 from controllers.envelopes.method import EnvelopeMethod
 from controllers.envelopes.ranges import together
 from controllers.envelopes.shapes import Shapes
@@ -89,6 +90,8 @@ class EqualRanges(EnvelopeMethod):
         if self._compiled is None or not np.array_equal(self._compiled[0], gamma):
             self._compiled = self._compile(gamma)
         _, use, programs = self._compiled
+        if not (use > NOTHING).any():
+            return Shapes.rated(self.site.devices.values(), active_only=True)
         t_u, t_l, row_u, row_l = ranges(use, W)
         if programs is not None:
             t_u, t_l = programs[0].widest(W), programs[1].widest(W)

@@ -4,7 +4,7 @@
 |--------|------------------|------------------------------------------------------------------|-------------|
 | h_k    | `search.support` | greatest linear value A_k P + B_k Q, of the part that may change | pu^2 or MVA |
 | g_k    | `search.value`   | greatest AC value found of row k, its limit taken off            | pu^2 or MVA |
-| g0_k   | `base.value`     | the same of the background alone, with what is fixed; at most 0  | pu^2 or MVA |
+| g0_k   | `alone.value`    | the same of the background alone, with what is fixed; at most 0  | pu^2 or MVA |
 | W_k    | `W`              | room that the envelopes were asked with                          | pu^2 or MVA |
 | e_k    | `error`          | error of the linear model in row k, g_k - (h_k - W_k)            | pu^2 or MVA |
 
@@ -30,7 +30,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Base:
+class Alone:
     """Of the background alone, with devices whose envelopes are fixed."""
 
     value: Array
@@ -39,18 +39,18 @@ class Base:
     """(rows,) greatest linear value of what is fixed"""
 
 
-def chord(search: Search, base: Base, W: Array) -> Array:
+def chord(search: Search, alone: Alone, W: Array) -> Array:
     """(rows,) room by the chord. A row of which nothing is known keeps its room."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        reached = _support(search, base, W) * base.value / (base.value - search.value)
-    return np.where(_known(search, base), np.maximum(reached, 0.0), W)
+        reached = _support(search, alone, W) * alone.value / (alone.value - search.value)
+    return np.where(_known(search, alone), np.maximum(reached, 0.0), W)
 
 
-def error(search: Search, base: Base, W: Array, emphasis: float) -> Array:
+def error(search: Search, alone: Alone, W: Array, emphasis: float) -> Array:
     """(rows,) e, zero at least; what is still beyond a limit counts `emphasis` times."""
     g = search.value
-    found = g + search.check.room.W - _support(search, base, W) + (emphasis - 1) * np.maximum(g, 0.0)
-    return np.where(_known(search, base), np.maximum(found, 0.0), 0.0)
+    found = g + search.check.room.W - _support(search, alone, W) + (emphasis - 1) * np.maximum(g, 0.0)
+    return np.where(_known(search, alone), np.maximum(found, 0.0), 0.0)
 
 
 def size(search: Search) -> float:
@@ -60,11 +60,11 @@ def size(search: Search) -> float:
     return area if area > 0 else float((high - low).sum())
 
 
-def _known(search: Search, base: Base) -> npt.NDArray[np.bool_]:
+def _known(search: Search, alone: Alone) -> npt.NDArray[np.bool_]:
     """(rows,) whether the AC value tells anything of a row: at its own support, or beyond its limit."""
-    return np.asarray((search.own | (search.value > 0)) & (search.value > base.value))
+    return np.asarray((search.own | (search.value > 0)) & (search.value > alone.value))
 
 
-def _support(search: Search, base: Base, W: Array) -> Array:
+def _support(search: Search, alone: Alone, W: Array) -> Array:
     """(rows,) h; of rows for which it was not computed, the room."""
-    return np.maximum(np.where(np.isnan(search.support), W, search.support - base.taken), 0.0)
+    return np.maximum(np.where(np.isnan(search.support), W, search.support - alone.taken), 0.0)

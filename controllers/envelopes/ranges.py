@@ -24,7 +24,7 @@ import numpy.typing as npt
 from controllers.devices import AXES, Device, DeviceState
 from controllers.envelopes.method import EnvelopeMethod
 from controllers.envelopes.packing import Packing
-from controllers.envelopes.shapes import Shapes
+from controllers.envelopes.shapes import OWN, Shapes
 from controllers.fairness import NEGLIGIBLE
 from controllers.region import TOLERANCE, Region
 
@@ -33,8 +33,6 @@ Bools = npt.NDArray[np.bool_]
 
 SHORT_S = 1e-3
 """A time [s] in which no device's energy or ramp moves."""
-
-OWN = "its own rating"
 
 Program: TypeAlias = Callable[[Array], Array]
 """from the room of each row to the ranges that a method chooses"""

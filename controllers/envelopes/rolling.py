@@ -141,8 +141,8 @@ class Rolling:
         policy = getattr(getattr(self.inner, "inner", self.inner), "when_broken", "strict")
         if policy != "strict":
             raise ValueError(
-                f"rolling: when_broken {policy!r} cannot be kept over a horizon: regulators that move, or limits "
-                "that give way, would make what was announced unsafe; take 'strict'"
+                f"rolling: when_broken {policy!r} cannot be kept over a horizon: regulators that move, or "
+                "limits that give way, would make what was announced unsafe; take 'strict'"
             )
         if not 0 <= self.notice < self.intervals:
             raise ValueError(

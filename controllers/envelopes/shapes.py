@@ -6,18 +6,21 @@ its own polygon; a linear form is greatest at corners, so the corners are all th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from controllers.devices import AXES
+from controllers.devices import AXES, Device
 from controllers.region import Region
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+OWN = "its own rating"
+"""what limits a device that no row of the network limits"""
 
 FLAT = 1e-12
 """An extent [MW, Mvar] below which a polygon counts as a segment or a point."""
@@ -57,6 +60,12 @@ class Shapes:
         zero = np.zeros(len(low))
         made = cls.boxes((low, high), (zero, zero), binding)
         return replace(made, corners=made.corners[:, :2])
+
+    @classmethod
+    def rated(cls, devices: Iterable[Device], *, active_only: bool) -> Shapes:
+        """Each device's own rating in both directions, for devices that no row of the network limits."""
+        S = np.array([max(d.rating_mw, getattr(d, "s_mva", 0.0)) for d in devices])
+        return cls.ranges(-S, S, OWN) if active_only else cls.boxes((-S, S), (-S, S), OWN)
 
     @classmethod
     def scaled(cls, corners: Array, scale: Array, binding: Sequence[str | None] | str) -> Shapes:
