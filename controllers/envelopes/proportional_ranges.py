@@ -29,6 +29,7 @@ from typing import ClassVar
 import numpy as np
 from scipy import sparse
 
+from controllers.contract import SolverFailed
 from controllers.envelopes.packing import Array, prices, reached
 from controllers.envelopes.ranges import Bools, Program, RangeMethod
 from controllers.solve import Cone, Conic
@@ -113,15 +114,23 @@ class ProportionalProgram:
         alone, reach = reached(self._U, room)
         scale = float(alone.max())
         if alone.min() < UNEVEN * scale:
-            # Some have next to nothing: in MW the solver would not see them, in parts of what they could have
-            # alone it does.
-            parts = self._U * alone
-            size = parts.max(axis=1)
-            program = ProportionalProgram(parts / size[:, None], self._gamma)
-            return np.asarray(alone * program.best(reach / size))
+            return self._in_parts(alone, reach)
         # log(scale x) is log x and a constant: only the unit changes.
-        x = self._conic.minimize(b=np.concatenate([reach / scale, self._one]))[: self._U.shape[1]]
+        try:
+            x = self._conic.minimize(b=np.concatenate([reach / scale, self._one]))[: self._U.shape[1]]
+        except SolverFailed:
+            if np.allclose(alone, scale, rtol=1e-6):
+                raise
+            return self._in_parts(alone, reach)
         return sharpened(x, self._U, reach / scale, self._gamma) * scale
+
+    def _in_parts(self, alone: Array, reach: Array) -> Array:
+        """The same in parts of what each could have alone: where some have next to nothing, the solver would
+        not see them in MW."""
+        parts = self._U * alone
+        size = parts.max(axis=1)
+        program = ProportionalProgram(parts / size[:, None], self._gamma)
+        return np.asarray(alone * program.best(reach / size))
 
 
 def sharpened(x: Array, U: Array, room: Array, gamma: Array) -> Array:
