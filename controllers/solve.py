@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import clarabel
@@ -108,15 +109,31 @@ def _highs(
     time_limit_s: float,
     whole: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[Any, Any]:
-    """The solver after its run, and the model's status; `whole` marks integer variables."""
+    """The solver after its run of `max c.x`, and the model's status; `whole` marks integer variables."""
+    solver = _model(c, A, np.full(len(b), -np.inf), b, low, high, time_limit_s, whole=whole)
+    solver.run()
+    return solver, solver.getModelStatus()
+
+
+def _model(
+    c: Array,
+    A: Array | sparse.csr_array,
+    row_low: Array,
+    row_high: Array,
+    low: Array,
+    high: Array,
+    time_limit_s: float,
+    *,
+    whole: npt.NDArray[np.bool_] | None = None,
+) -> Any:
+    """The solver with its model `max c.x`, not yet run."""
     rows, columns = A.shape
     model = highspy.HighsLp()
     model.num_col_, model.num_row_ = columns, rows
     model.sense_ = highspy.ObjSense.kMaximize
     model.col_cost_ = np.asarray(c, dtype=float)
     model.col_lower_, model.col_upper_ = np.array(low, dtype=float), np.array(high, dtype=float)
-    model.row_lower_ = np.full(rows, -highspy.kHighsInf)
-    model.row_upper_ = np.asarray(b, dtype=float)
+    model.row_lower_, model.row_upper_ = np.array(row_low, dtype=float), np.array(row_high, dtype=float)
     model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
     if isinstance(A, np.ndarray):
         model.a_matrix_.start_ = np.arange(rows + 1, dtype=np.int32) * columns
@@ -140,8 +157,7 @@ def _highs(
         for option in ("mip_rel_gap", "mip_abs_gap", "mip_feasibility_tolerance"):
             solver.setOptionValue(option, FEASIBILITY)
     solver.passModel(model)
-    solver.run()
-    return solver, solver.getModelStatus()
+    return solver
 
 
 def _require_optimal(solver: Any, status: Any) -> None:
@@ -149,6 +165,145 @@ def _require_optimal(solver: Any, status: Any) -> None:
         raise Infeasible("no point satisfies the rows")
     if status != highspy.HighsModelStatus.kOptimal:
         raise SolverFailed(f"HiGHS ended with {solver.modelStatusToString(status)!r}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Optimum:
+    """The answer to a linear program."""
+
+    x: Array
+    """(n,)"""
+    value: float
+    """of the objective"""
+    row_duals: Array
+    """(rows,) what the value gains by one more of the row's bound: of its lower or its upper one, whichever
+    holds it; zero if neither does"""
+    reduced_costs: Array
+    """(n,) the same for the variables' bounds"""
+
+
+class Linear:
+    """`c.x` subject to `row_low <= A x <= row_high`, `low <= x <= high`, by HiGHS' dual simplex.
+
+    Compiled once, solved for many bounds and costs. Each solve begins where the last one ended, which is what
+    makes it fast; where a program has more than one best x, the one found may depend on that. After `clear()`
+    the answer depends on nothing that was solved before.
+
+    Args:
+        c: (n,). A: (rows, n), dense or sparse.
+        row_low, row_high: (rows,) or one for all; infinite where there is no bound.
+        low, high: (n,) or one for all; infinite where there is no bound.
+
+    Raises:
+        ValueError: shapes that do not fit; a cost that is not finite, a bound that is no number.
+    """
+
+    def __init__(
+        self,
+        c: Array,
+        A: Array | sparse.csr_array,
+        row_low: Array | float,
+        row_high: Array | float,
+        low: Array | float = 0.0,
+        high: Array | float = np.inf,
+        *,
+        time_limit_s: float = TIME_LIMIT_S,
+    ) -> None:
+        rows, n = A.shape
+        given = {"c": c, "row_low": row_low, "row_high": row_high, "low": low, "high": high}
+        sizes = {"c": n, "row_low": rows, "row_high": rows, "low": n, "high": n}
+        self._given = {name: _numbers(name, given[name], size) for name, size in sizes.items()}
+        self._passed, self._A, self._warm, self._time_limit_s = self._given, A, False, time_limit_s
+        start = self._given
+        self._solver = _model(
+            start["c"], A, start["row_low"], start["row_high"], start["low"], start["high"], time_limit_s
+        )
+
+    def clear(self) -> None:
+        """Forget the last answer and the way to it."""
+        self._solver.clearSolver()
+        self._warm = False
+
+    def minimize(self, **changes: Array | float) -> Optimum:
+        """The least `c.x`.
+
+        Args:
+            changes: another `c`, `row_low`, `row_high`, `low` or `high` than the constructor's, for this
+                solve.
+
+        Raises:
+            ValueError: as the constructor; a name that is none of these.
+            Infeasible: no x satisfies the rows and bounds, or the objective has no end.
+            SolverFailed: HiGHS ended without an answer.
+        """
+        return self._solve(highspy.ObjSense.kMinimize, changes)
+
+    def maximize(self, **changes: Array | float) -> Optimum:
+        """The greatest `c.x`; see `minimize`."""
+        return self._solve(highspy.ObjSense.kMaximize, changes)
+
+    def minimize_whole(self, whole: npt.NDArray[np.bool_], **changes: Array | float) -> Array:
+        """The x (n,) of least `c.x` whose marked variables are integers, exactly so; see `minimize`.
+
+        Built anew at each call, and without memory of other solves.
+        """
+        now, rows = self._with(changes), sparse.csr_array(self._A)
+        both = sparse.csr_array(sparse.vstack([rows, -rows]))
+        b = np.concatenate([now["row_high"], -now["row_low"]])
+        limit = self._time_limit_s
+        return integer(-now["c"], both, b, now["low"], now["high"], whole, time_limit_s=limit)
+
+    def _with(self, changes: dict[str, Array | float]) -> dict[str, Array]:
+        unknown = sorted(set(changes) - set(self._given))
+        if unknown:
+            raise ValueError(f"linear program: {unknown} is none of {list(self._given)}")
+        return {
+            name: _numbers(name, changes[name], len(known)) if name in changes else known
+            for name, known in self._given.items()
+        }
+
+    def _solve(self, sense: Any, changes: dict[str, Array | float]) -> Optimum:
+        now, solver = self._with(changes), self._solver
+        new = {name: values != self._passed[name] for name, values in now.items()}
+        columns = np.arange(len(now["c"]), dtype=np.int32)
+        if new["c"].any():
+            solver.changeColsCost(len(columns), columns, now["c"])
+        if (new["low"] | new["high"]).any():
+            solver.changeColsBounds(len(columns), columns, now["low"], now["high"])
+        for row in np.flatnonzero(new["row_low"] | new["row_high"]).tolist():  # older HiGHS: one by one
+            solver.changeRowBounds(row, now["row_low"][row], now["row_high"][row])
+        self._passed = now
+        solver.changeObjectiveSense(sense)
+        ends, status = highspy.HighsModelStatus, self._run()
+        if self._warm and status not in (ends.kOptimal, ends.kTimeLimit):
+            self.clear()  # its start may be at fault
+            status = self._run()
+        self._warm = True
+        if status == ends.kUnbounded:
+            raise Infeasible("the objective has no bound: a limit is missing")
+        _require_optimal(solver, status)
+        answer = solver.getSolution()
+        x, row_duals, reduced_costs = map(np.array, (answer.col_value, answer.row_dual, answer.col_dual))
+        return Optimum(x, float(now["c"] @ x), row_duals, reduced_costs)
+
+    def _run(self) -> Any:
+        # HiGHS compares the limit with the time of all its runs so far.
+        self._solver.setOptionValue("time_limit", self._solver.getRunTime() + self._time_limit_s)
+        self._solver.run()
+        return self._solver.getModelStatus()
+
+
+def _numbers(name: str, values: Array | float, size: int) -> Array:
+    """(size,) costs or bounds, checked."""
+    array = np.array(values, dtype=float)
+    if array.shape != (size,) and (name == "c" or array.shape != ()):
+        raise ValueError(f"linear program: {name} has shape {array.shape}, needed is ({size},)")
+    array = np.array(np.broadcast_to(array, size))
+    wrong = ~np.isfinite(array) if name == "c" else np.isnan(array)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise ValueError(f"linear program: {name} has {array[at]} at {at}; give it a number")
+    return array
 
 
 class Conic:
