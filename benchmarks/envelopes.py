@@ -1,6 +1,6 @@
 """What operating envelopes cost from 33 to 10,000 buses, against raw Clarabel and cvxpy; see README.md.
 
-python -m benchmarks.envelopes [--sizes 33 136 1000 10000] [--repeat 20] [--seconds 10]
+python -m benchmarks.envelopes [--sizes 33 136 1000 10000x20 10000] [--repeat 20] [--seconds 10]
 
 Milliseconds are of the process, not of the clock on the wall: one core's, whatever else the machine does.
 """
@@ -50,10 +50,11 @@ Solve = Callable[[Room], float]
 
 START = datetime(2026, 6, 21, tzinfo=UTC)
 DEVICES = {33: 6, 136: 18, 1000: 50, 10000: 5000}
-"""Devices by buses, for the sizes that come with a name; of others a twentieth."""
+"""Devices by buses where a size does not say; of others a twentieth."""
+SIZES = ("33", "136", "1000", "10000x20", "10000")
 LOADING = (0.4, 0.6)
 """Share of the nominal loads that a situation has, least and greatest."""
-MATRICES = 4_000_000
+MATRICES = 16_000_000
 """Coefficients above which a program in all devices' limits is left out."""
 ASPECT = 0.5
 
@@ -270,7 +271,7 @@ def costs(site: Site, repeat: int, seconds: float) -> dict[str, Cost]:
             for name, make in zip(names, makes, strict=True):
                 result[name] = cost(lambda make=make: make(rows, gamma), rooms, seconds)  # type: ignore[misc]
         result[EPQ] = cost(lambda: shared(EqualPolygons(site, price=False)), rooms, seconds)
-        result[BOX] = cost(lambda: certified(site), rooms, seconds)
+    result[BOX] = cost(lambda: certified(site), rooms, seconds)
     return result
 
 
@@ -330,20 +331,25 @@ def tables(results: dict[tuple[int, int], dict[str, Cost]]) -> list[Table]:
     return [shown, ratios]
 
 
+def size(text: str) -> tuple[int, int]:
+    """Buses and devices, from "10000x20" or "10000"."""
+    buses, _, devices = text.partition("x")
+    return int(buses), int(devices) if devices else DEVICES.get(int(buses), max(6, int(buses) // 20))
+
+
 def _ms(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What operating envelopes cost, by size.")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[33, 136, 1000, 10000])
+    parser.add_argument("--sizes", type=size, nargs="+", default=[size(text) for text in SIZES])
     parser.add_argument("--repeat", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0, help="after which no repetition is begun")
     given = parser.parse_args()
     results = {}
-    for buses in given.sizes:
-        site = site_of(buses, DEVICES.get(buses, max(6, buses // 20)))
-        results[buses, len(site.devices)] = costs(site, given.repeat, given.seconds)
+    for buses, devices in given.sizes:
+        results[buses, devices] = costs(site_of(buses, devices), given.repeat, given.seconds)
     for table in tables(results):
         Console(width=150).print(table)
     print(f"greatest resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")

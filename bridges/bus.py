@@ -51,6 +51,7 @@ class Bus(Protocol):
     | received     | messages that arrived                                                           |
     | overflowed   | of these, dropped unread, oldest first, because the latch was full              |
     | malformed    | messages that were not what their topic promises                                |
+    | terse        | schedules too long for a message, sent without the later spans' certificates    |
     | shortened    | schedules too long for a message, of which the first spans were sent            |
     | disconnects  | connections lost                                                                |
     | reconnects   | connections regained                                                            |

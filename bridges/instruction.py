@@ -58,7 +58,7 @@ def to_message(
         setpoint=_target(instruction.setpoint),
         fallback=to_half_spaces(instruction.fallback),
         origin=None if instruction.origin is None else str(instruction.origin),
-        why=None if instruction.certificate is None else instruction.certificate.binding,
+        why=_why(instruction.certificate),
         checked=_checked(instruction.certificate),
         later=tuple(
             LaterSpan(
@@ -66,6 +66,8 @@ def to_message(
                 stamp(span.end),
                 None if span.region is None else to_half_spaces(span.region),
                 _target(span.setpoint),
+                _why(span.certificate),
+                _checked(span.certificate),
             )
             for span in instruction.later
         ),
@@ -89,13 +91,14 @@ def to_instruction(message: SetpointMessage) -> Instruction:
         setpoint=_setpoint(message.setpoint),
         fallback=to_region(message.fallback),
         origin=Origin(message.origin) if message.origin in set(Origin) else None,
-        certificate=_certificate(message),
+        certificate=_certificate(message.why, message.checked),
         later=tuple(
             Span(
                 span.start,
                 span.end,
                 None if span.region is None else to_region(span.region),
                 _setpoint(span.setpoint),
+                _certificate(span.why, span.checked),
             )
             for span in message.later
         ),
@@ -109,6 +112,13 @@ def shortened(instruction: Instruction, later: int) -> Instruction:
     return replace(instruction, later=instruction.later[:later], valid_until=instruction.spans[later].end)
 
 
+def terse(instruction: Instruction) -> Instruction:
+    """The same instruction without the certificates of its later spans, which bind nobody."""
+    if all(span.certificate is None for span in instruction.later):
+        return instruction
+    return replace(instruction, later=tuple(replace(span, certificate=None) for span in instruction.later))
+
+
 def _target(setpoint: Setpoint | None) -> Target | None:
     return None if setpoint is None else Target(setpoint.p_mw, setpoint.q_mvar)
 
@@ -117,18 +127,21 @@ def _setpoint(target: Target | None) -> Setpoint | None:
     return None if target is None else Setpoint(p_mw=target.p_mw, q_mvar=target.q_mvar)
 
 
+def _why(certificate: Certificate | None) -> str | None:
+    return None if certificate is None else certificate.binding
+
+
 def _checked(certificate: Certificate | None) -> Checked | None:
     if certificate is None or not certificate.power_flows:
         return None
     return Checked(certificate.power_flows, certificate.worst_v_pu, certificate.worst_loading_percent)
 
 
-def _certificate(message: SetpointMessage) -> Certificate | None:
-    checked = message.checked
+def _certificate(why: str | None, checked: Checked | None) -> Certificate | None:
     if checked is None:
-        return None if message.why is None else Certificate(binding=message.why)
+        return None if why is None else Certificate(binding=why)
     return Certificate(
-        binding=message.why,
+        binding=why,
         worst_v_pu=checked.worst_v_pu,
         worst_loading_percent=checked.worst_loading_percent,
         power_flows=checked.power_flows,

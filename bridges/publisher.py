@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from bridges import wire
 from bridges.bus import Bus, Message
-from bridges.instruction import shortened, to_message
+from bridges.instruction import shortened, terse, to_message
 from controllers.contract import Instruction
 
 
@@ -41,8 +41,9 @@ class Publisher:
     ) -> None:
         """Publish an instruction, retained, for `ttl_s` seconds; never waits.
 
-        Of a schedule that no message holds, the first spans are sent, and for as much shorter: a device
-        that hears nothing more obeys its default the sooner. `shortened` counts these.
+        A schedule that no message holds is sent without the certificates of its later spans (`terse` counts
+        these); where that is not enough, the first spans are sent, and for as much shorter: a device that
+        hears nothing more obeys its default the sooner (`shortened` counts these).
 
         Args:
             ttl_s: from now until the end of the schedule.
@@ -58,7 +59,7 @@ class Publisher:
                 f"this publisher of {self.epoch}; construct one for each epoch"
             )
         topic = wire.device_topic(self.run, self.area, instruction.device, "setpoint")
-        sent = shortened(instruction, wire.MAX_LATER)
+        sent, brief = shortened(instruction, wire.MAX_LATER), False
         while True:
             part = 1.0
             if sent is not instruction:
@@ -70,7 +71,12 @@ class Publisher:
             except wire.BadMessage:
                 if not sent.later:
                     raise
-            sent = shortened(sent, len(sent.later) * 7 // 8)
+            if (without := terse(sent)) is not sent:
+                sent, brief = without, True
+            else:
+                sent = shortened(sent, len(sent.later) * 7 // 8)
+        if brief:
+            self._bus.counts["terse"] += 1
         if len(sent.later) < len(instruction.later):
             self._bus.counts["shortened"] += 1
         self._bus.publish(topic, payload, retain=True, ttl_s=ttl_s * part)

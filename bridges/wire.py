@@ -79,22 +79,6 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_finite(p_mw=self.p_mw, q_mvar=self.q_mvar)
 
 
-class LaterSpan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What one device is told for a span of time after the first one: `start <= time < end`."""
-
-    start: datetime
-    end: datetime
-    region: HalfSpaces | None
-    """where the device must stay; null: its capability"""
-    setpoint: Target | None = None
-    """where it should be inside the region; null: its choice"""
-
-    def __post_init__(self) -> None:
-        _check_times(start=self.start, end=self.end)
-        if not self.start < self.end:
-            raise BadMessage(f"later: a span ends {self.end.isoformat()}, it begins {self.start.isoformat()}")
-
-
 class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an AC check of a region found, over all operating points that it tried."""
 
@@ -108,6 +92,27 @@ class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         _check_numbers(power_flows=self.power_flows)
         _check_finite(worst_v_pu=self.worst_v_pu, worst_loading_percent=self.worst_loading_percent)
+
+
+class LaterSpan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one device is told for a span of time after the first one: `start <= time < end`."""
+
+    start: datetime
+    end: datetime
+    region: HalfSpaces | None
+    """where the device must stay; null: its capability"""
+    setpoint: Target | None = None
+    """where it should be inside the region; null: its choice"""
+    why: str | None = None
+    """what limits the region, for people"""
+    checked: Checked | None = None
+    """how the AC power flow was asked before the region was released; null: it was not, or there was no
+    space in the message to say so"""
+
+    def __post_init__(self) -> None:
+        _check_times(start=self.start, end=self.end)
+        if not self.start < self.end:
+            raise BadMessage(f"later: a span ends {self.end.isoformat()}, it begins {self.start.isoformat()}")
 
 
 class SetpointMessage(

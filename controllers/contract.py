@@ -210,6 +210,8 @@ class Span:
     end: datetime
     region: Region | None
     setpoint: Setpoint | None = None
+    certificate: Certificate | None = None
+    """what limits the region, and how it was checked"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +239,7 @@ class Instruction:
     origin: Origin | None = None
     """which rule spoke; of several controllers the last one's"""
     certificate: Certificate | None = None
-    """what limits the region, and how it was checked"""
+    """what limits `region`, and how it was checked"""
     later: tuple[Span, ...] = ()
     """what follows `region`, without gaps; the last one ends at `valid_until`"""
 
@@ -245,7 +247,8 @@ class Instruction:
     def spans(self) -> tuple[Span, ...]:
         """The whole schedule, in order and without gaps, from `valid_from` until `valid_until`."""
         first_until = self.later[0].start if self.later else self.valid_until
-        return (Span(self.valid_from, first_until, self.region, self.setpoint), *self.later)
+        first = Span(self.valid_from, first_until, self.region, self.setpoint, self.certificate)
+        return (first, *self.later)
 
     def at(self, time: datetime) -> Span | None:
         """What holds at `time`; `None` before and after the schedule."""

@@ -102,8 +102,9 @@ class VoltageRegulation:
             if getattr(self, option) not in allowed:
                 value = getattr(self, option)
                 raise ValueError(f"voltage regulation: {option} {value!r} is none of {', '.join(allowed)}")
-        if not self.switching_cost_mw >= 0:
-            raise ValueError(f"voltage regulation: switching_cost_mw {self.switching_cost_mw} is negative")
+        if not 0 <= self.switching_cost_mw < np.inf:
+            cost = self.switching_cost_mw
+            raise ValueError(f"voltage regulation: switching_cost_mw {cost} is negative or not finite")
         if self.intervals < 1:
             raise ValueError(f"voltage regulation: intervals {self.intervals} must be at least 1")
         self._gamma = np.array([device.weight for device in site.devices.values()])

@@ -29,6 +29,7 @@ from controllers.region import Region
 from controllers.regulators import CapacitorBank, Regulator, TapChanger
 from controllers.site import Load, Site
 from scenarios.check import ScenarioInvalid, problem_at
+from scenarios.coverage import covering, period, uncovered
 from scenarios.grids import GridError, bus_of, load_grid
 from scenarios.load import Draft, Keys
 from scenarios.plugins import controller_class
@@ -284,28 +285,36 @@ def _require_places(
 
 def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
     part = scenario.controllers[i]
-    every = part.every or scenario.every
+    steps = period(scenario, part)
+    if (wrong := uncovered(scenario, part)) is not None:
+        keys, value, advice = wrong
+        raise _refused(draft, ("controllers", i, *keys), value, advice)
     cls = controller_class(part.uses, draft.folder)
     key = "options"
     try:
-        controller = cls(site, **part.options)
+        controller = cls(site, **(part.options if part.rolling else covering(cls, part.options, steps)))
         if part.certified is not None:
             key = "certified"
             controller = Certified(controller, **dict(part.certified))
         if part.rolling is not None:
             key = "rolling"
             controller = Rolling(controller, **dict(part.rolling))
-        asked = getattr(controller, "intervals", 1)
+        looking = [controller]
         if part.fallback is not None:
-            controller = Fallback(controller, controller_class(part.fallback, draft.folder)(site))
+            second = controller_class(part.fallback, draft.folder)
+            looking.append(second(site, **covering(second, {}, steps)))
+            controller = Fallback(*looking)
     except (Exception, SystemExit) as error:  # whatever a third party's constructor raises
         raise _refused(
             draft, ("controllers", i, key), dict(getattr(part, key)), f"{part.uses} refuses: {error}"
         ) from error
-    if isinstance(asked, int) and asked > scenario.forecast.intervals:
-        advice = f"looks {asked} steps ahead, but a forecast covers {scenario.forecast.intervals}; raise it"
-        raise _refused(draft, ("forecast", "intervals"), scenario.forecast.intervals, f"{part.uses} {advice}")
-    return Seat(part.name, controller, every // scenario.every, part.valid_for or 2 * every)
+    covered = scenario.forecast.intervals
+    for asked in (getattr(one, "intervals", 1) for one in looking):
+        if isinstance(asked, int) and asked > covered:
+            advice = f"{part.uses} looks {asked} steps ahead, but a forecast covers {covered}; raise it"
+            advice += f", or ask it more often than each {steps} steps" if asked == steps > 1 else ""
+            raise _refused(draft, ("forecast", "intervals"), covered, advice)
+    return Seat(part.name, controller, steps, part.valid_for or 2 * steps * scenario.every)
 
 
 def _require_periods(draft: Draft, scenario: Scenario, seats: Sequence[Seat]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -14,8 +15,9 @@ from pydantic_core import ErrorDetails
 
 from scenarios.grids import GridError, bus_of, load_grid
 from scenarios.load import Draft, Keys
+from scenarios.options import misplaced, mistakes
 from scenarios.plugins import NoSuchController, controller_class
-from scenarios.schema import Duration, GridPart, Scenario
+from scenarios.schema import Duration, GridPart, Scenario, spell
 
 _SILENT = object()
 """Marks a value that is not there."""
@@ -93,6 +95,10 @@ def _named(raw: Any, keys: Keys) -> Keys:
 def _show(value: Any) -> str:
     if value is _SILENT:
         return "(missing)"
+    if isinstance(value, timedelta):
+        return spell(value)
+    if isinstance(value, dict):
+        value = {key: spell(v) if isinstance(v, timedelta) else v for key, v in value.items()}
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -129,6 +135,13 @@ def _from_pydantic(draft: Draft, detail: ErrorDetails) -> Problem:
             advice = str(detail.get("ctx", {}).get("error", advice))
             if isinstance(value, dict) and value.get("name"):
                 value = value["name"]
+        case "bool_type" | "bool_parsing":
+            advice = "must be true or false"
+        case "float_type" | "float_parsing":
+            advice = "must be a number, without quotes"
+        case "dict_type" | "model_type":
+            switch = "true, false or " if keys[-1] in ("certified", "rolling") else ""
+            advice = f"must be {switch}a mapping, such as {{key: value}}"
         case "int_type" | "int_from_float" | "int_parsing":
             advice = "must be a whole number, without quotes"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
@@ -292,9 +305,11 @@ def _controllers(draft: Draft) -> Iterator[Problem]:
             uses = item.get(key)
             if isinstance(uses, str) and uses.count(":") >= 1:
                 try:
-                    controller_class(uses, draft.folder)
+                    cls = controller_class(uses, draft.folder)
                 except NoSuchController as error:
                     yield problem_at(draft, (*keys, key), uses, str(error))
+                    continue
+                yield from _options(draft, keys, key, item, cls)
         try:
             step = length.validate_python(draft.raw.get("every"))
             every = length.validate_python(item["every"]) if item.get("every") else step
@@ -311,3 +326,17 @@ def _controllers(draft: Draft) -> Iterator[Problem]:
             yield problem_at(
                 draft, (*keys, "every"), item["every"], "must be a multiple of the scenario's step"
             )
+
+
+def _options(draft: Draft, keys: Keys, key: str, item: dict[str, Any], cls: type[Any]) -> Iterator[Problem]:
+    """Options that the class named at `key` does not take as they are. A fallback is given none."""
+    wrong = misplaced(cls)
+    options = item.get("options", {}) if key == "uses" else {}
+    if wrong is not None:
+        yield problem_at(draft, (*keys, key), item[key], wrong)
+    elif key == "fallback":
+        for name, _ in mistakes(cls, {}):
+            yield problem_at(draft, (*keys, key), item[key], f"needs {name!r}; a fallback has no options")
+    elif isinstance(options, dict):
+        for name, advice in mistakes(cls, options):
+            yield problem_at(draft, (*keys, "options", name), options.get(name, _SILENT), advice)

@@ -1,4 +1,4 @@
-"""Command line: `gridpace run`, `check`, `schema`, `report`, `list`.
+"""Command line: `gridpace run`, `check`, `envelopes`, `compare`, `csip`, `schema`, `report`, `list`.
 
 Exit status: 0 all expectations held, 1 one did not, 2 bad input, 3 the run broke, 130 stopped early.
 """
@@ -321,6 +321,8 @@ def csip(
             written += 1
     except (NotARun, NoTables, NoControls, NoCsip, ValueError) as error:
         _fail(2, str(error))
+    except BrokenPipeError:
+        raise  # whoever read what is printed has left: typer ends quietly
     except OSError as error:
         _fail(2, f"{out}: cannot be written: {error.strerror or error}")
     if out is not None:

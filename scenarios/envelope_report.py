@@ -53,7 +53,9 @@ def _devices(devices: Sequence[DeviceLimits], reasons: Sequence[str]) -> Table:
 
 
 def _methods(answers: Sequence[Answer]) -> Table:
-    table = _table("method")
+    # A name on one line: of figures this wide, two spaces apart, all columns fit.
+    longest = max((len(answer.method) for answer in answers), default=0)
+    table = _table("method", min_width=longest, gap=1)
     two = ("export\nMW", "import\nMW", "area\nMVA^2", "Jain\nexp/imp", "least\nexp/imp", "price")
     for heading in (*two, "worst\npu", "worst\n%", "power\nflows", "ms"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -73,7 +75,7 @@ def _methods(answers: Sequence[Answer]) -> Table:
             number(answer.worst_v_pu, 4),
             number(answer.worst_loading_percent, 1),
             str(answer.power_flows) if answer.power_flows else "-",
-            number(answer.solve_ms, 1),
+            number(answer.solve_ms, 1 if (answer.solve_ms or 0.0) < 1000 else 0),
         )
     return table
 
@@ -83,7 +85,7 @@ def number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def _table(first: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(first, overflow="fold")
+def _table(first: str, *, min_width: int | None = None, gap: int = 2) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, gap - 1))
+    table.add_column(first, overflow="fold", min_width=min_width)
     return table

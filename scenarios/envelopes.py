@@ -31,6 +31,7 @@ from controllers.envelopes.static_limits import FixedLimits
 from controllers.fairness import Fairness
 from controllers.region import Region
 from scenarios.build import Built
+from scenarios.coverage import covering, period
 from scenarios.load import Draft
 from scenarios.plugins import NoSuchController, controller_class
 from scenarios.schema import ControllerPart, Scenario
@@ -145,14 +146,16 @@ def own_controller(draft: Draft, scenario: Scenario) -> tuple[ControllerPart, Me
 def shared_options(draft: Draft, scenario: Scenario, method: Method) -> dict[str, Any]:
     """The options that a scenario gives its own envelope controller, as far as `method` has them.
 
-    What all methods have (weights, margins, intervals) goes to each; the rest only to the same class.
+    What all methods have (weights, margins, intervals) goes to each; the rest only to the same class. As in
+    the run, envelopes are for all steps until the controller is asked again.
     """
     own = own_controller(draft, scenario)
     if own is None:
         return {}
     part, cls = own
     common = {f.name for f in fields(EnvelopeMethod) if f.init}
-    return {key: value for key, value in part.options.items() if cls is method or key in common}
+    shared = {key: value for key, value in part.options.items() if cls is method or key in common}
+    return shared if part.rolling else covering(method, shared, period(scenario, part))
 
 
 def check_options(draft: Draft, scenario: Scenario) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scenarios import certificates
+from scenarios.certificates import Checked
 from scenarios.figures import (
     Reading,
     Readings,
@@ -65,20 +67,6 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """What AC checks of regions found, before any was released."""
-
-    decisions: int
-    power_flows: int
-    least_v_pu: float | None
-    """of the voltages closest to a limit, one a decision"""
-    greatest_v_pu: float | None
-    greatest_loading_percent: float | None
-    binding: dict[str, int]
-    """by row, how many regions it limited"""
-
-
-@dataclass(frozen=True, slots=True)
 class Judged:
     """A verdict as it was written."""
 
@@ -112,15 +100,17 @@ class Summary:
     decisions: dict[str, int]
     """by origin"""
     events: dict[str, int]
+    """by name"""
     reasons: dict[str, str]
     """by event, what the first of its kind gave as its reason"""
-    """by name"""
     counts: dict[str, float]
     durations: tuple[Spread, ...]
     setpoints: dict[str, int]
     """by outcome"""
     checked: Checked | None
     """what the AC checks of all regions found; `None`: no region was checked"""
+    binding: dict[str, int]
+    """by reason (e.g. a row of the network), how many regions it limited"""
     moves: dict[str, int]
     """by regulator, how many positions it moved"""
     verdicts: tuple[Judged, ...]
@@ -150,6 +140,7 @@ def summary(run_dir: Path) -> Summary:
     times, every = step_times(run_dir) if steps else ([], None)
     volts = Readings.of(run_dir, "v_pu") if steps else Readings()
     loadings = Readings.of(run_dir, "loading_percent") if steps else Readings()
+    checked, binding = certificates.of_run(run_dir, _limits(manifest)) if steps else (None, {})
     return Summary(
         name=manifest.name,
         directory=str(run_dir),
@@ -173,7 +164,8 @@ def summary(run_dir: Path) -> Summary:
         counts=dict(manifest.counts),
         durations=tuple(_spreads(run_dir, manifest.clock)) if steps else (),
         setpoints=_count(run_dir, "setpoints", "outcome") if steps else {},
-        checked=_checked(run_dir) if steps else None,
+        checked=checked,
+        binding=binding,
         moves=regulator_moves(run_dir) if steps else {},
         verdicts=tuple(_verdicts(run_dir)),
         sources=tuple(manifest.sources),
@@ -188,32 +180,13 @@ def _energy(run_dir: Path, manifest: Manifest, every: Any) -> Iterator[DeviceEne
         yield DeviceEnergy(name, kind, energy.generated, energy.consumed, energy.curtailed)
 
 
-def _checked(run_dir: Path) -> Checked | None:
-    """The certificates of `regions`; all regions of one decision share theirs."""
-    columns = ["controller", "issued_at", "valid_from", "binding", "power_flows"]
-    columns += ["worst_v_pu", "worst_loading_percent"]
-    binding: Counter[str] = Counter()
-    flows: dict[tuple[Any, ...], int] = {}
-    volts, loadings = [], []
-    for row in rows(run_dir, "regions", columns):
-        if row["binding"] is not None:
-            binding[row["binding"]] += 1
-        if not row["power_flows"]:
-            continue
-        flows[row["controller"], row["issued_at"], row["valid_from"]] = row["power_flows"]
-        volts.append(row["worst_v_pu"])
-        loadings.append(row["worst_loading_percent"])
-    if not flows:
+def _limits(manifest: Manifest) -> tuple[float, float] | None:
+    """Of the voltage [pu]; `None`: the manifest does not say."""
+    try:
+        low, high = manifest.scenario["grid"]["limits"]["v_pu"]
+    except (KeyError, TypeError, ValueError):
         return None
-    v_pu, percent = [v for v in volts if v is not None], [x for x in loadings if x is not None]
-    return Checked(
-        decisions=len(flows),
-        power_flows=sum(flows.values()),
-        least_v_pu=min(v_pu, default=None),
-        greatest_v_pu=max(v_pu, default=None),
-        greatest_loading_percent=max(percent, default=None),
-        binding=_by_number(binding),
-    )
+    return float(low), float(high)
 
 
 def _count(run_dir: Path, table: str, column: str) -> dict[str, int]:
@@ -253,15 +226,6 @@ def show(summary: Summary, console: Console) -> None:
         console.print(body)
 
 
-def _certificate(found: Checked) -> str:
-    text = f"{found.decisions} results by {found.power_flows} power flows"
-    if found.least_v_pu is not None and found.greatest_v_pu is not None:
-        text += f"; closest to limits {found.least_v_pu:.4f} and {found.greatest_v_pu:.4f} pu"
-    if found.greatest_loading_percent is not None:
-        text += f", {found.greatest_loading_percent:.1f} %"
-    return text
-
-
 def _head(summary: Summary) -> Table:
     style = {0: "green", None: "yellow"}.get(summary.exit_status, "red")
     status = "" if summary.exit_status is None else f" (exit status {summary.exit_status})"
@@ -299,9 +263,9 @@ def _sections(summary: Summary, *, ascii_only: bool) -> Iterator[tuple[str, Tabl
         if counts:
             _row(counted, what, ", ".join(f"{n} {name}" for name, n in counts.items()))
     if summary.checked is not None:
-        _row(counted, "AC certificate", _certificate(summary.checked))
-        for text, n in list(summary.checked.binding.items())[:3]:
-            _row(counted, "", f"{n} limited: {text}")
+        _row(counted, "AC certificate", certificates.sentence(summary.checked))
+    for i, line in enumerate(certificates.reasons(summary.binding)):
+        _row(counted, "" if i else "limits", line)
     for what, why in summary.reasons.items():
         _row(counted, "", f"first {what}: {why}")
     if counted.rows:

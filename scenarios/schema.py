@@ -20,6 +20,8 @@ from pydantic import (
     Field,
     JsonValue,
     PlainSerializer,
+    Strict,
+    StrictBool,
     StrictInt,
     TypeAdapter,
     ValidationError,
@@ -141,8 +143,8 @@ class Edit(Part):
 
 class GridPart(Part):
     network: str
-    """`module:function` that returns a pandapower net, a pandapower `.json`, a MATPOWER `.m`, or
-    `simbench:CODE`; files are looked for beside the scenario"""
+    """`module:function` that returns a pandapower net, a pandapower `.json`, a MATPOWER `.m`,
+    `simbench:CODE` or `matpower:CASE`; files are looked for beside the scenario"""
     edits: list[Edit] = []
     """changes to the net before it is used"""
     limits: LimitsPart = LimitsPart()
@@ -409,7 +411,8 @@ class RollingPart(Part):
     """Envelopes for every interval of a horizon, announced ahead; see `controllers/envelopes/rolling.py`."""
 
     intervals: Annotated[StrictInt, Field(ge=1, le=288)] = 12
-    """how many coming intervals are published, each as long as a step; not more than the forecast covers"""
+    """how many coming intervals are published, each as long as a step; not more than the forecast covers, and
+    at least until the controller is asked again"""
     locked: Annotated[StrictInt, Field(ge=0)] = 2
     """first intervals in which nobody gets less for another's sake"""
     notice: Annotated[StrictInt, Field(ge=0)] = 1
@@ -421,7 +424,7 @@ class RollingPart(Part):
         WithJsonSchema({"type": "string", "examples": ["2 steps", "15min"]}),
     ] = "2 steps"
     """how long a device is not heard before it counts as silent: a number of steps, or a length of time"""
-    repay: NotNegative = 0.0
+    repay: Annotated[NotNegative, Strict()] = 0.0
     """how much weight those get who had less than others on this UTC day; 1: in proportion"""
     recertify: Annotated[StrictInt, Field(ge=1)] | None = None
     """how many intervals are computed anew each step; all if not given"""
@@ -430,13 +433,13 @@ class RollingPart(Part):
 class CertifiedPart(Part):
     """The AC power flow's correction and check; see `controllers/envelopes/certified.py`."""
 
-    two_sided: bool = False
+    two_sided: StrictBool = False
     """whether rows on which the linear model is too careful give room as well: larger envelopes, dearer"""
     rounds: Annotated[StrictInt, Field(ge=1)] = 8
     """how often the method is asked again before its envelopes are scaled down"""
-    tolerance_v_pu: Positive = 1e-5
+    tolerance_v_pu: Annotated[Positive, Strict()] = 1e-5
     """voltage beyond a limit that counts as kept"""
-    tolerance_loading_percent: Positive = 0.01
+    tolerance_loading_percent: Annotated[Positive, Strict()] = 0.01
     """the same for loadings"""
     critical: Annotated[StrictInt, Field(ge=1)] = 4
     """how many limits of each kind are attacked"""
@@ -453,9 +456,11 @@ class ControllerPart(Part):
     every: Duration | None = None
     """a multiple of the scenario's step; the step itself if not given"""
     valid_for: Duration | None = None
-    """how long a decision stays valid once it acts; twice `every` if not given; its schedule if `rolling`"""
+    """how long a decision stays valid once it acts; twice `every` if not given. Beyond `every` it only counts
+    where the next one is missing: a held envelope was made for an earlier forecast, and is safe for N steps
+    with `options: {intervals: N}`. Not beside `rolling`, whose schedule says how long it holds"""
     options: dict[str, JsonValue] = {}
-    """passed to the class"""
+    """passed to the class; a name that it does not have, and a value of another kind, are refused"""
     fallback: Annotated[str, Field(pattern=r"^[^:]+:[A-Za-z_]\w*$")] | None = None
     """a second controller, named like `uses`, that is asked when the first has no decision"""
     certified: Annotated[

@@ -6,7 +6,7 @@ import asyncio
 import time as wall_time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +22,7 @@ from controllers.contract import (
     Observation,
     Origin,
     Setpoint,
+    Span,
 )
 from controllers.devices import AXES
 from controllers.forecast import Forecast
@@ -31,12 +32,14 @@ from controllers.site import Site
 from simulators.clock import Duty, Tick
 from simulators.devices import DeviceReport
 from simulators.grid import Measured
-from simulators.schedule import Words, merge
+from simulators.schedule import Schedule, Words, merge
 from simulators.stage import Stage
 
 Event = Callable[..., None]
 
 NEVER = datetime.max.replace(tzinfo=UTC)
+
+MOVED = "its default: what it was told before is for other positions of the regulators"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class Turn:
     """`None` when it had none"""
     valid_from: datetime
     valid_until: datetime
+    withdrawn: Decision | None = None
+    """what it said for other positions of the regulators, and counts no more"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,13 @@ class _Said:
     decision: Decision
     valid_from: datetime
     valid_until: datetime
+    positions: Mapping[str, int]
+    """where the regulators stand when it acts, as far as the controller knew"""
+
+    def fits(self, positions: Mapping[str, int]) -> bool:
+        """Whether what it says to devices was made for these positions."""
+        said = self.decision
+        return self.positions == positions or not (said.regions or said.setpoints or said.later)
 
 
 class Dispatch:
@@ -84,6 +96,9 @@ class Dispatch:
     number is given out once per step, growing with the step. An instruction replaces all that the device
     was told before, its whole schedule.
 
+    What is said to devices counts only where the regulators stand as it was made for. A device of which
+    nothing else is said is told to obey its default, for as long as what it was told before would hold.
+
     A device whose regions have no point in common is told nothing new: what it was told last stays
     in force until it expires, then its default. Where they have none later on, its schedule ends there.
     No controller outranks another.
@@ -93,15 +108,31 @@ class Dispatch:
         self._site, self._epoch = site, epoch
         self._said: dict[str, _Said | None] = dict.fromkeys(controllers)
         self._told_until: dict[str, datetime] = {}
+        self._told_for: dict[str, Mapping[str, int] | None] = {}
+        self.positions: Mapping[str, int] = standing(site.regulators, {})
+        """where each regulator shall stand from the next step on"""
 
     def take(self, turn: Turn) -> None:
-        """Remember a new decision."""
+        """Remember a new decision, and where it puts the regulators."""
         if turn.decision is not None:
-            self._said[turn.controller] = _Said(turn.decision, turn.valid_from, turn.valid_until)
+            said = {**self.positions, **turn.decision.positions}
+            self.positions = standing(self._site.regulators, said)
+            self._said[turn.controller] = _Said(
+                turn.decision, turn.valid_from, turn.valid_until, self.positions
+            )
+
+    def withdraw(self, at: datetime) -> dict[str, _Said]:
+        """Forget what would be valid at `at`, but is for other positions; what that is, by controller."""
+        outdated = {n: s for n, s in self._unexpired(at).items() if not s.fits(self.positions)}
+        self._said.update(dict.fromkeys(outdated))
+        return outdated
+
+    def _unexpired(self, at: datetime) -> dict[str, _Said]:
+        return {name: said for name, said in self._said.items() if said and at < said.valid_until}
 
     def _valid(self, at: datetime) -> dict[str, _Said]:
-        """What each controller said last, where that is still valid at `at`."""
-        return {name: said for name, said in self._said.items() if said and at < said.valid_until}
+        """What each controller said last, where that still counts at `at`."""
+        return {name: said for name, said in self._unexpired(at).items() if said.fits(self.positions)}
 
     def holds(self, controller: str, at: datetime) -> bool:
         """Whether the controller's last decision is still valid at `at`."""
@@ -120,7 +151,8 @@ class Dispatch:
     def instructions(
         self, seq: int, issued_at: datetime, valid_from: datetime, touched: Set[str]
     ) -> tuple[dict[str, Instruction], dict[str, str]]:
-        """Tell each device in `touched`, or whose last instruction has run out, what holds now.
+        """Tell each device in `touched`, or whose last instruction has run out or is for other positions,
+        what holds now.
 
         Returns:
             instructions by device, and by device why it gets none or a shorter one: its regions do not meet.
@@ -128,22 +160,27 @@ class Dispatch:
         told, conflicts = {}, {}
         valid = self._valid(valid_from)
         for name, device in self._site.devices.items():
-            if name not in touched and valid_from < self._told_until.get(name, NEVER):
+            until = self._told_until.get(name, NEVER)
+            moved = valid_from < until and self._told_for.get(name) not in (None, self.positions)
+            if name not in touched and not moved and valid_from < until:
                 continue
             said = {
                 controller: words
                 for controller, one in valid.items()
                 if (words := Words.of(one.decision, name, one.valid_from, one.valid_until, valid_from))
             }
-            if not said:
-                continue
-            schedule = merge(said)
+            schedule = merge(said) if said else Schedule((), None, None)
             if schedule.conflict is not None:
                 conflicts[name] = schedule.conflict
+            defaulted = moved and not schedule.spans
+            if defaulted:
+                default = Span(valid_from, until, device.default, certificate=Certificate(binding=MOVED))
+                schedule = Schedule((default,), Origin.DEFAULT, None)
             if not schedule.spans:
                 continue
             first, until = schedule.spans[0], schedule.spans[-1].end
             self._told_until[name] = until
+            self._told_for[name] = None if defaulted else self.positions
             told[name] = Instruction(
                 device=name,
                 epoch=self._epoch,
@@ -155,7 +192,7 @@ class Dispatch:
                 setpoint=first.setpoint,
                 fallback=device.default,
                 origin=schedule.origin,
-                certificate=schedule.certificate,
+                certificate=first.certificate,
                 later=schedule.spans[1:],
             )
         return told, conflicts
@@ -165,12 +202,14 @@ class ControllersSimulator(Stage):
     """mosaik simulator of one entity `controllers`.
 
     Inputs: `tick`, `measured` (grid), `forecast` (profiles), `report` (each device).
-    Outputs: `turns` (one for each controller that was due), `instructions` (by device), `positions` (by
-    regulator: where each shall stand from the next step on). A regulator stays where the last word put it;
-    of several controllers in one step the one named last counts, and each is told what those before it said.
+    Outputs: `turns` (one for each controller that was due, or whose word is withdrawn), `instructions` (by
+    device), `positions` (by regulator: where each shall stand from the next step on). A regulator stays
+    where the last word put it; of several controllers in one step the one named last counts, and each is
+    told what those before it said.
 
-    A controller that raises has no decision: what it said last stays in force until it expires,
-    then the devices obey their defaults. Nothing a controller raises or returns ends the run.
+    A controller that raises has no decision: what it said last stays in force until it expires or a
+    regulator moves, then the devices obey their defaults. Nothing a controller raises or returns ends the
+    run.
     """
 
     def __init__(
@@ -188,7 +227,6 @@ class ControllersSimulator(Stage):
         )
         self._site, self._seats, self._event = site, tuple(seats), event
         self._in_thread = in_thread
-        self._positions = standing(site.regulators, {})
         self._dispatch = Dispatch(site, [seat.name for seat in self._seats], epoch)
         self.counts: Counter[str] = Counter()
 
@@ -213,19 +251,30 @@ class ControllersSimulator(Stage):
             turn = self._ask(seat, tick, acts_at, measured, forecast, reports)
             self._dispatch.take(turn)
             turns.append(turn)
-            self.counts[f"origin-{turn.origin}"] += 1
             if turn.decision is not None:
-                said = {**self._positions, **turn.decision.positions}
-                self._positions = standing(self._site.regulators, said)
                 touched |= turn.decision.regions.keys() | turn.decision.setpoints.keys()
                 touched |= {name for interval in turn.decision.later for name in interval.regions}
+        turns = self._without_outdated(turns, tick, acts_at)
+        self.counts.update(f"origin-{turn.origin}" for turn in turns)
         instructions = {} if tick.duty is Duty.SKIP else self._merged(tick, acts_at, touched)
         self.out["controllers"] = {
             "turns": tuple(turns),
             "instructions": instructions,
-            "positions": self._positions,
+            "positions": self._dispatch.positions,
         }
         return instructions
+
+    def _without_outdated(self, turns: Sequence[Turn], tick: Tick, acts_at: datetime) -> list[Turn]:
+        """The turns, without what is for other positions now, whether said in this step or before."""
+        by_name = {turn.controller: turn for turn in turns}
+        for name, said in self._dispatch.withdraw(acts_at).items():
+            now = self._dispatch.positions
+            moved = [f"{r} from {was} to {now[r]}" for r, was in said.positions.items() if was != now[r]]
+            why = f"what it said is for other positions of the regulators, which move: {', '.join(moved)}"
+            self._event(tick.time, "withdrawn", step=tick.step, controller=name, why=why)
+            turn = by_name.get(name) or Turn(name, Origin.DEFAULT, None, None, acts_at, acts_at)
+            by_name[name] = replace(turn, origin=Origin.DEFAULT, decision=None, withdrawn=said.decision)
+        return list(by_name.values())
 
     def _merged(self, tick: Tick, acts_at: datetime, touched: Set[str]) -> dict[str, Instruction]:
         told, conflicts = self._dispatch.instructions(tick.step + 1, tick.time, acts_at, touched)
@@ -256,7 +305,7 @@ class ControllersSimulator(Stage):
             q_mvar={**measured.load_q_mvar, **{r.device: r.q_mvar for r in reports}},
             e_mwh={r.device: r.e_mwh for r in reports if r.e_mwh is not None},
             regions=self._dispatch.regions(besides=seat.name, at=acts_at),
-            positions=MappingProxyType(self._positions),
+            positions=MappingProxyType(dict(self._dispatch.positions)),
         )
         started = wall_time.perf_counter()
         decision: Decision | None = None

@@ -251,9 +251,30 @@ def _fairness(tick: Tick, turns: tuple[Turn, ...]) -> Rows | None:
 
 
 def _regions(tick: Tick, turns: tuple[Turn, ...]) -> Rows | None:
-    """A row for each region and span of time."""
+    """A row for each region and span of time; one without length for each target of what is withdrawn."""
     rows = []
     for turn in turns:
+        if (old := turn.withdrawn) is not None:
+            said = [part.regions for part in old.intervals(turn.valid_from, turn.valid_until)]
+            for target, region in {t: r for regions in reversed(said) for t, r in regions.items()}.items():
+                rows.append(
+                    {
+                        "issued_at": tick.time,
+                        "valid_from": turn.valid_from,
+                        "valid_until": turn.valid_from,
+                        "controller": turn.controller,
+                        "target": target,
+                        "kind": old.kind,
+                        "seq": tick.step + 1,
+                        "axes": region.axes,
+                        "A": region.A,
+                        "b": region.b,
+                        "binding": None,
+                        "worst_v_pu": None,
+                        "worst_loading_percent": None,
+                        "power_flows": 0,
+                    }
+                )
         if (decision := turn.decision) is None:
             continue
         for interval in decision.intervals(turn.valid_from, turn.valid_until):

@@ -70,8 +70,6 @@ class Schedule:
     """without gaps; empty if the very first span has a conflict"""
     origin: Origin | None
     """which rule spoke in the first span; of several controllers the last one's"""
-    certificate: Certificate | None
-    """of the first span's region"""
     conflict: str | None
     """why it ends there"""
 
@@ -89,7 +87,7 @@ def merge(said: Mapping[str, Words]) -> Schedule:
         {t for words in said.values() for w in words.words for t in (w.start, w.end) if t <= until}
     )
     spans: list[Span] = []
-    origin, certificate = None, None
+    origin: Origin | None = None
     for start, end in pairwise(instants):
         present = {
             name: word
@@ -108,12 +106,12 @@ def merge(said: Mapping[str, Words]) -> Schedule:
         except Infeasible:
             since = f" from {start:%Y-%m-%d %H:%M:%S} UTC on" if spans else ""
             conflict = f"the regions of {' and '.join(present)} have no point in common{since}"
-            return Schedule(tuple(spans), origin, certificate, conflict)
+            return Schedule(tuple(spans), origin, conflict)
         if not spans:
             origin = next(reversed(present.values())).origin
-            certificate = _together([w.certificate for w in present.values() if w.certificate is not None])
-        spans.append(Span(start, end, region, setpoint))
-    return Schedule(tuple(spans), origin, certificate, None)
+        certificate = _together([w.certificate for w in present.values() if w.certificate is not None])
+        spans.append(Span(start, end, region, setpoint, certificate))
+    return Schedule(tuple(spans), origin, None)
 
 
 def _together(certificates: Sequence[Certificate]) -> Certificate | None:

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from controllers import Observation, Origin, Site
+from controllers.devices import FlexibleLoad, still
 from controllers.envelopes.static_limits import StaticLimits, Unlimited, apparent_mva
 from controllers.forecast import Forecast
 from scenarios.build import build
@@ -63,6 +64,27 @@ class TestFixedLimits:
             assert decision.fairness.export_mw == pytest.approx(part * total)
             assert decision.fairness.jain_export == pytest.approx(1.0)
             assert decision.fairness.price is None
+
+    def test_static_limits_let_a_load_have_the_reactive_power_that_it_brings_along(self) -> None:
+        site = site_of(QUICK)
+        load = FlexibleLoad(
+            name="l", bus="3", p_mw=0.5, firm_mw=0.1, power_factor=0.9, weight=1.0, default=still()
+        )
+        site = replace(site, devices={**site.devices, "l": load})
+        decision = StaticLimits(site).step(blind(site))
+        region = decision.regions["l"]
+        assert region.limits("p_mw") == pytest.approx((-0.15, 0.15))
+        for p_mw in (-0.15, -0.1):  # what it can do within its share of active power, it may
+            able = {"p_mw": p_mw, "q_mvar": p_mw * np.tan(np.arccos(0.9))}
+            assert [able[axis] for axis in region.axes] in load.limits(load.initial(), 1.0, 60.0)
+            assert [able[axis] for axis in region.axes] in region
+        assert [-0.16, -0.16 * np.tan(np.arccos(0.9))] not in region
+        for name in site.devices.keys() - {"l"}:  # all others keep Q = 0
+            assert decision.regions[name].limits("q_mvar") == (0.0, 0.0)
+        assert decision.fairness is not None
+        assert decision.fairness.export_mw == pytest.approx(
+            0.3 * sum(device.rating_mw for device in site.devices.values())
+        )
 
     def test_they_answer_where_the_background_breaks_a_limit(self) -> None:
         site = site_of(QUICK, "grid.limits.v_pu=[1.029, 1.031]")
@@ -209,11 +231,20 @@ def test_each_method_has_its_run_under_the_same_sky(tmp_path: Path) -> None:
 def test_a_method_that_refuses_the_scenario_does_not_stop_the_others(tmp_path: Path) -> None:
     load_with_vars = "{name: l, kind: flexible-load, bus: 3, p_mw: 0.1, power_factor: 0.9}"
     words = ["--set", f"devices=[{load_with_vars}]", "--method", "P-E", "--method", "none", "--uncertified"]
-    ended = run_command(*words, "--steps", "2", "--out", str(tmp_path))
+    ended = run_command(*words, "--method", "static", "--steps", "2", "--out", str(tmp_path))
     assert ended.exit_code == 0, ended.output
+    assert "P-E: device" in ended.output
     assert "cannot hold Q = 0" in ended.output
+    assert "static: all 2 steps done" in ended.output
     lines = {line.split()[0]: line.split()[1:] for line in ended.stdout.splitlines() if line.strip()}
-    assert lines["none"][0] == "0.00"
+    assert lines["none"][0] == lines["static"][0] == "0.00"
+    # 30 % of 0.1 MW for ten minutes: the baseline is there for such a load too.
+    assert float(lines["none"][1]) > float(lines["static"][1]) >= 0
+    states = rows(next((tmp_path / "static").iterdir()), "devices", ["device", "p_mw", "q_mvar", "state"])
+    held = [row for row in states if row["device"] == "l" and row["state"] == "limited"]
+    assert [(r["p_mw"], r["q_mvar"]) for r in held] == [
+        (pytest.approx(-0.03), pytest.approx(-0.03 * np.tan(np.arccos(0.9))))
+    ]
     alone = run_command(*words[:4], "--uncertified", "--steps", "2", "--out", str(tmp_path))
     assert alone.exit_code == 2
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
@@ -216,6 +219,29 @@ async def test_an_instant_without_envelopes_is_said(tmp_path: Path) -> None:
         said = CliRunner().invoke(app, ["csip", str(result.directory), "--at", at])
         assert said.exit_code == 2
         assert words in said.output
+
+
+@pytest.fixture
+async def short_run(tmp_path: Path) -> Path:
+    """A run's folder."""
+    return (await do("ieee33-quick", tmp_path, "steps=2")).directory
+
+
+def test_a_reader_who_leaves_hears_no_complaint(short_run: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", "from scenarios.cli import main; main()", "csip", str(short_run)],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            timeout=120,
+        )
+    finally:
+        os.close(writing)
+    assert ended.stderr == b""
+    assert ended.returncode == 1
 
 
 async def test_a_schedule_becomes_contiguous_controls(tmp_path: Path) -> None:

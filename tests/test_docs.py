@@ -17,6 +17,7 @@ from typer.main import get_command
 
 from bridges import wire
 from controllers import Kind, Origin
+from scenarios import cli
 from scenarios.cli import app
 from scenarios.run import Exit, Result
 from scenarios.world import CHILDREN, CONNECTIONS, SHIFTED
@@ -104,6 +105,17 @@ def test_the_page_on_tables_has_every_column(table: str) -> None:
     assert italic == [field.name for field in SCHEMAS[table] if field.nullable]
     if table == "steps":
         assert set(re.findall(r"`(\w+)`\*? \|[^|]*\(\*m\*\)", said)) == set(MEASURED)
+
+
+def test_the_readme_names_every_table_of_a_run() -> None:
+    (tables,) = re.findall(r"(?s)A folder with (.*?) as\s+Parquet", section("README.md", "What a run leaves"))
+    assert sorted(re.findall(r"`(\w+)`", tables)) == sorted(SCHEMAS)
+
+
+def test_the_command_lines_module_lists_its_commands() -> None:
+    group: Any = get_command(app)
+    first = (cli.__doc__ or "").splitlines()[0]
+    assert set(re.findall(r"`(?:gridpace )?(\w+)`", first)) == set(group.commands)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -11,14 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from controllers import Origin
 from controllers.envelopes import EqualRanges
 from controllers.envelopes.method import EnvelopeMethod
+from controllers.fairness import Fairness
 from scenarios.build import Built, build
 from scenarios.check import validate
 from scenarios.cli import app
+from scenarios.envelope_report import show
 from scenarios.envelopes import (
+    Answer,
     NoSuchMethod,
     NotInTheRun,
     ask,
@@ -197,6 +203,31 @@ def test_the_tables_hold_every_device_and_method(tmp_path: Path, monkeypatch: py
     for word in ("pv6", "bat13", "wind31", "P-E (EqualRanges)", "PQ-E (EqualBoxes)", "export by", "price"):
         assert word in ended.output
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_stays_on_its_line_beside_the_widest_figures() -> None:
+    """A certified feeder of a thousand buses, and then some."""
+    fair = Fairness(
+        export_mw=453.5304, import_mw=114.5521, area_mva2=5042.8, jain_export=1.0, jain_import=0.02,
+        least_export=12.87, least_import=10.29, price=0.19,
+    )  # fmt: skip
+    answers = [
+        Answer(
+            method=name, name="Any", origin=Origin.CERTIFIED, fairness=fair, worst_v_pu=1.0499,
+            worst_loading_percent=100.0, power_flows=123456, solve_ms=ms,
+        )
+        for name, ms in (("alpha-0", 192845.3), ("max-min", 999.94), ("P-E", 17.25))
+    ]  # fmt: skip
+    stream = io.StringIO()
+    show(answers, "feeder", datetime(2026, 6, 21, tzinfo=UTC), Console(file=stream, width=100, no_color=True))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    last = [line.split() for line in lines[-3:]]
+    figures = ["453.530", "114.552", "5042.800", "1.00/0.02", "12.87/10.29", "0.19", "1.0499", "100.0"]
+    figures.append("123456")
+    assert last == [
+        ["alpha-0", *figures, "192845"], ["max-min", *figures, "999.9"], ["P-E", *figures, "17.2"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("suffix", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml")])

@@ -23,7 +23,7 @@ from controllers import (
     Origin,
     Site,
 )
-from controllers.devices import Battery, FlexibleLoad, still
+from controllers.devices import Battery, FlexibleLoad, WindTurbine, still
 from controllers.envelopes import AllowableRegion, EqualRanges
 from controllers.envelopes.equal_ranges import EqualRangeProgram, ranges, together
 
@@ -301,6 +301,9 @@ def test_a_device_that_cannot_hold_zero_reactive_power_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'l' cannot hold Q = 0.*power_factor 1"):
         EqualRanges(replace(site, devices={"l": load}))
     EqualRanges(replace(site, devices={"l": replace(load, power_factor=1.0)}))
+    # A turbine's is the least one: it keeps Q = 0 as long as nobody asks for another.
+    turbine = WindTurbine(name="w", bus="1", p_mw=1.0, power_factor=0.9, weight=1.0, default=still())
+    EqualRanges(replace(site, devices={"w": turbine}))
 
 
 # The rows A P + B Q <= W

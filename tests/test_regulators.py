@@ -13,7 +13,17 @@ import pandapower as pp
 import pandapower.networks as pn
 import pytest
 
-from controllers import CapacitorBank, Decision, Observation, Origin, Site, TapChanger
+from controllers import (
+    CapacitorBank,
+    Decision,
+    Infeasible,
+    Instruction,
+    Observation,
+    Origin,
+    Region,
+    Site,
+    TapChanger,
+)
 from controllers.envelopes import AllowableRegion
 from controllers.regulators import moves, standing
 from scenarios.build import Built, build
@@ -271,11 +281,13 @@ class Moves:
         return Decision(time=observation.time, origin=Origin.OPTIMAL, positions=self.positions)
 
 
-def controllers(site: Site, *several: Moves, events: list[Any] | None = None) -> ControllersSimulator:
+def controllers(
+    site: Site, *several: Moves, events: list[Any] | None = None, lasts: int = 2
+) -> ControllersSimulator:
     def event(time: Any, what: str, **more: Any) -> None:
         (events if events is not None else []).append((what, more["why"]))
 
-    seats = [Seat(f"c{i}", c, 1, 2 * STEP) for i, c in enumerate(several)]
+    seats = [Seat(f"c{i}", c, 1, lasts * STEP) for i, c in enumerate(several)]
     return ControllersSimulator(site, seats, 1, False, event)
 
 
@@ -323,6 +335,94 @@ def test_positions_that_there_are_not_are_refused(wrong: dict[str, Any], why: st
     assert simulator.counts["controller-raised"] == 1
 
 
+class Allows(Moves):
+    """Says positions and, for a device, a range; raises `Infeasible` from then on when it is `tired`."""
+
+    def __init__(self, device: str, most_mw: float, **positions: Any) -> None:
+        super().__init__(**positions)
+        self.regions = {device: Region.box(p_mw=(0.0, most_mw), q_mvar=(0.0, 0.0))}
+        self.heard: list[set[str]] = []
+        self.tired = False
+
+    def step(self, observation: Observation) -> Decision:
+        self.heard.append(set(observation.regions))
+        if self.tired:
+            raise Infeasible("tired")
+        return replace(super().step(observation), regions=self.regions)
+
+
+def instructed(simulator: ControllersSimulator, site: Site, step: int = 0) -> dict[str, Instruction]:
+    ask(simulator, site, step)
+    return dict(simulator.out["controllers"]["instructions"])
+
+
+def origins(simulator: ControllersSimulator) -> dict[str, Origin]:
+    return {turn.controller: turn.origin for turn in simulator.out["controllers"]["turns"]}
+
+
+def test_what_is_said_counts_as_long_as_the_regulators_stand() -> None:
+    site = built().site
+    mover, dso, other = Moves(oltc=-3), Allows("pv24", 0.3), Allows("bat13", 0.2)
+    simulator = controllers(site, mover, dso, other, lasts=6)
+    assert instructed(simulator, site).keys() == {"pv24", "bat13"}
+    dso.tired = True
+    told = instructed(simulator, site, 1)
+    assert told.keys() == {"bat13"}
+    assert origins(simulator)["c1"] is Origin.HELD
+    assert other.heard[-1] == {"pv24"}
+    mover.positions = {"oltc": -1}
+    told = instructed(simulator, site, 2)
+    assert origins(simulator) == {"c0": Origin.OPTIMAL, "c1": Origin.DEFAULT, "c2": Origin.OPTIMAL}
+    assert other.heard[-1] == set()
+    assert told["bat13"].origin is Origin.OPTIMAL
+    back = told["pv24"]
+    assert back.origin is Origin.DEFAULT
+    assert back.region is site.devices["pv24"].default
+    assert back.valid_until == NOON + 7 * STEP  # when it would have obeyed its default anyhow
+    assert "for other positions" in ((back.certificate and back.certificate.binding) or "")
+    assert simulator.counts["origin-default"] == 1
+    # Neither told again, nor back when the tap is.
+    mover.positions = {"oltc": -3}
+    assert instructed(simulator, site, 3).keys() == {"bat13"}
+
+
+def test_the_others_of_a_device_go_on_when_one_is_withdrawn() -> None:
+    site = built().site
+    mover, dso, other = Moves(), Allows("pv24", 0.3), Allows("pv24", 0.5)
+    simulator = controllers(site, mover, dso, other)
+    assert export(instructed(simulator, site)["pv24"]) == pytest.approx(0.3)
+    dso.tired, mover.positions = True, {"cb2": 1}
+    assert export(instructed(simulator, site, 1)["pv24"]) == pytest.approx(0.5)
+
+
+def test_who_spoke_before_a_move_of_the_same_step_spoke_for_other_positions() -> None:
+    site, events = built().site, list[Any]()
+    early, late = Allows("pv24", 0.3), Allows("bat13", 0.2, cb1=1)
+    simulator = controllers(site, early, late, events=events)
+    assert instructed(simulator, site).keys() == {"bat13"}
+    assert origins(simulator) == {"c0": Origin.DEFAULT, "c1": Origin.OPTIMAL}
+    assert [what for what, _ in events] == ["withdrawn"]
+    assert "cb1 from 0 to 1" in events[0][1]
+    assert instructed(simulator, site, 1).keys() == {"pv24", "bat13"}
+
+
+def test_a_conflict_after_a_move_leaves_nobody_with_what_was_before() -> None:
+    site = built().site
+    mover, dso, other = Moves(), Allows("pv24", 0.3), Allows("pv24", 0.5)
+    simulator = controllers(site, mover, dso, other)
+    instructed(simulator, site)
+    other.regions = {"pv24": Region.box(p_mw=(0.4, 0.5), q_mvar=(0.0, 0.0))}
+    assert not instructed(simulator, site, 1)  # nothing new: the instruction of before stays
+    mover.positions = {"oltc": 0}
+    assert instructed(simulator, site, 1)["pv24"].origin is Origin.DEFAULT
+    assert simulator.counts["conflict"] == 2
+
+
+def export(instruction: Instruction) -> float:
+    assert instruction.region is not None
+    return instruction.region.limits("p_mw")[1]
+
+
 def test_regulation_is_asked_first_wherever_it_is_named() -> None:
     parts = built()
     assert [c.name for c in parts.scenario.controllers] == ["dso", "regulation"]
@@ -342,7 +442,7 @@ def test_regulation_is_asked_first_wherever_it_is_named() -> None:
 def test_envelopes_are_made_anew_with_each_move(change: str, reason: str) -> None:
     strict = "controllers.dso.options.when_broken=strict"
     with pytest.raises(ScenarioInvalid, match=reason):
-        built(change, strict)
+        built(change, strict, "forecast.intervals=12")
     built("controllers.dso.every=10min", strict)
 
 
@@ -384,6 +484,78 @@ async def test_a_run_can_be_computed_again_from_its_folder(engine: str, tmp_path
                 net.ext_grid["vm_pu"] /= 1 + part["step_percent"] / 100 * position
         pp.runpp(net, numba=False, tolerance_mva=1e-10)
         assert net.res_bus.vm_pu.to_dict() == pytest.approx(volts[time], abs=1e-9)
+
+
+MOVER = """
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from controllers import Decision, Infeasible, Origin, Site
+from controllers.envelopes.certified import Certified
+from controllers.envelopes.equal_ranges import EqualRanges
+
+
+@dataclass
+class Mover:
+    goes_first: ClassVar[bool] = True
+    site: Site
+    n: int = field(init=False, default=0)
+
+    def step(self, observation):
+        self.n += 1
+        return Decision(
+            time=observation.time, origin=Origin.OPTIMAL, positions={"oltc": -3 if self.n == 1 else -1}
+        )
+
+
+class Brief(Certified):
+    def __init__(self, site):
+        super().__init__(EqualRanges(site))
+        self.n = 0
+
+    def step(self, observation):
+        self.n += 1
+        if self.n > 6:
+            raise Infeasible("no longer")
+        return super().step(observation)
+"""
+
+MOVED = """
+extends: ieee33-regulated
+name: moved
+start: 2026-06-21T00:00:00Z
+steps: 10
+devices:
+  - {name: bat13, p_mw: 2, e_mwh: 40}
+  - {name: bat21, p_mw: 3, e_mwh: 40}
+profiles: {trading: {values: {"00:00": -1}}}
+expect:
+  - {what: v_pu, between: [0.95, 1.05]}
+  - {what: envelope_respected}
+"""
+
+
+async def test_envelopes_for_other_positions_are_withdrawn(tmp_path: Path) -> None:
+    """From the seventh step on there are no new envelopes, and in that step the tap goes from -3 to -1."""
+    (tmp_path / "mover.py").write_text(MOVER)
+    (tmp_path / "moved.yaml").write_text(MOVED)
+    mover = "{name: regulation, uses: 'mover.py:Mover', every: 30min}"
+    only = f"controllers=[{mover}, {{name: dso, uses: 'mover.py:Brief'}}]"
+    result = await do(tmp_path / "moved.yaml", tmp_path / "runs", only)
+    assert result.exit is Exit.HELD, result.why
+    steps = [row for row in read(result.directory, "steps").to_pylist() if row["controller"] == "dso"]
+    assert [row["origin"] for row in steps] == ["certified"] * 6 + ["default"] * 4
+    devices = read(result.directory, "devices").to_pylist()
+    charged = [row["p_mw"] for row in devices if row["device"] == "bat21"]
+    assert min(charged[1:7]) < -0.5  # the envelopes of the tap at -3 let it charge
+    assert charged[7:] == [0.0] * 3  # from when the tap moves on, its default
+    lines = (result.directory / "events.jsonl").read_text().splitlines()
+    (event,) = [e for e in map(json.loads, lines) if e["what"] == "withdrawn"]
+    assert (event["step"], event["controller"]) == (6, "dso")
+    assert event["why"].endswith("which move: oltc from -3 to -1")
+    regions = [r for r in read(result.directory, "regions").to_pylist() if r["seq"] == 7]
+    assert {r["target"] for r in regions} == {r["device"] for r in devices if r["state"] != "uncontrolled"}
+    assert all(r["valid_from"] == r["valid_until"] for r in regions)
 
 
 async def test_the_report_says_what_moved(tmp_path: Path) -> None:

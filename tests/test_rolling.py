@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -527,6 +528,32 @@ def test_T12_at_once_without_room_there_is_an_error_and_no_memory_of_it() -> Non
         rolling.step(seen(0, 60.0))
     fresh = Rolling(EqualRanges(SITE), intervals=6).step(seen(1))
     assert widths(rolling.step(seen(1))) == widths(fresh)
+
+
+BEFORE = r"broken by [\d.]+ with the envelopes that were announced before; keep back more for forecast errors"
+
+
+def test_without_room_it_says_whether_the_background_or_what_was_announced_is_to_blame() -> None:
+    wide = {"der1": np.array([[-50.0, 0.0], [50.0, 0.0]])}
+    strict, kind = EqualRanges(SITE), EqualRanges(SITE, when_broken="do_no_harm")
+    with pytest.raises(Infeasible, match=BEFORE):
+        strict.room(seen(0), fixed=wide)
+    for fixed in (None, wide):
+        with pytest.raises(Infeasible, match=r"before any device injects; relieve the network or widen"):
+            strict.room(seen(0, 60.0), fixed=fixed)
+    assert kind.room(seen(0, 60.0)).broken is not None
+    with pytest.raises(Infeasible, match=BEFORE):  # what the background does is forgiven
+        kind.room(seen(0, 60.0), fixed=wide)
+
+
+def test_degraded_decisions_say_that_too_much_was_announced() -> None:
+    rolling = Rolling(EqualRanges(SITE), intervals=6)
+    rolling.step(seen(0))
+    worse = rolling.step(seen(1, 0.8))
+    assert worse.origin is Origin.DEGRADED
+    binding = worse.certificates["der1"].binding or ""
+    assert re.search(f"announced too late to be tightened: .*{BEFORE}", binding), binding
+    assert "before any device injects" not in binding
 
 
 class Tired(Moody):

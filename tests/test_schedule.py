@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -184,11 +184,44 @@ def test_a_controller_may_say_how_long_its_only_word_holds() -> None:
     assert [(schedule(t["a"]) if t else None) for t in told] == [[(1, 2, 0.3)], [(2, 4, 0.6)], None]
 
 
-def test_what_limits_the_first_span_is_told() -> None:
-    why = {"a": Certificate(binding="upper voltage at bus 17")}
-    told = Loop(("dso", plan(0.4, 0.3, certificates=why), 1, 2)).step(0)["a"]
-    assert told.certificate is not None
-    assert (told.origin, told.certificate.binding) == ("optimal", "upper voltage at bus 17")
+def because(tops: Sequence[float], *reasons: str | None) -> Answers:
+    """As `plan`, with a certificate for each region that has a reason; power flows tell them apart."""
+    bare = plan(*tops)
+
+    def answer(observation: Observation) -> Decision:
+        said = bare.answer(observation)
+        found = [
+            {} if text is None else {"a": Certificate(binding=text, worst_v_pu=1.0, power_flows=10 + k)}
+            for k, text in enumerate(reasons)
+        ]
+        later = tuple(replace(i, certificates=c) for i, c in zip(said.later, found[1:], strict=True))
+        return replace(said, certificates=found[0], later=later)
+
+    return Answers(answer)
+
+
+def told_reasons(instruction: Instruction) -> list[str | None]:
+    return [span.certificate and span.certificate.binding for span in instruction.spans]
+
+
+def test_what_limits_each_span_is_told() -> None:
+    told = Loop(("dso", because([0.4, 0.3, 0.2], "bus 17", None, "line:3"), 1, 2)).step(0)["a"]
+    assert told_reasons(told) == ["bus 17", None, "line:3"]
+    assert told.certificate is told.spans[0].certificate
+    assert told.spans[2].certificate == Certificate(binding="line:3", worst_v_pu=1.0, power_flows=12)
+
+
+def test_regions_that_meet_say_what_limits_either_of_them_in_each_span() -> None:
+    ems = because([0.5, 0.1, 0.1], "fuse", "fuse", "fuse")
+    told = Loop(("dso", because([0.4, 0.3], "bus 17", None), 1, 2), ("ems", ems, 1, 2)).step(0)["a"]
+    assert told_reasons(told) == ["bus 17; fuse", "fuse"]
+
+
+def test_a_slow_controllers_reasons_are_those_of_the_spans_that_are_left() -> None:
+    slow = because([0.1, 0.2, 0.3], "first", "second", "third")
+    loop = Loop(("dso", slow, 9, 9), ("ems", always(regions={"a": upto(0.9)}), 1, 2))
+    assert told_reasons(loop.step(0)["a"]) == ["first", "second", "third"]
+    assert told_reasons(loop.step(1)["a"]) == ["second", "third"]
 
 
 def gap(observation: Observation, *starts: float, lengths: float = 1.0) -> Decision:
@@ -343,6 +376,27 @@ async def broker() -> AsyncIterator[EmbeddedBroker]:
         await own.stop()
 
 
+@pytest.mark.parametrize(
+    ("spans", "kept", "whole"), [(20, True, True), (190, False, True), (280, False, False)]
+)
+async def test_certificates_of_later_spans_give_way_to_spans(spans: int, kept: bool, whole: bool) -> None:
+    """190 spans of this size fit into a message, but not with their certificates."""
+    hub, found = MemoryHub(), Certificate(binding="export by " + "x" * 200, worst_v_pu=1.05, power_flows=131)
+    bare = long_schedule(spans, 4)
+    instruction = replace(
+        bare, certificate=found, later=tuple(replace(span, certificate=found) for span in bare.later)
+    )
+    async with MemoryBus(hub) as bus, MemoryBus(hub) as device:
+        device.subscribe(wire.device_topic("r", "f", "a", "setpoint"))
+        Publisher(bus, run="r", area="f", epoch=1).send(instruction, 300.0 * (spans + 2))
+        (message,) = device.received()
+        got = to_instruction(wire.decode(message.payload, wire.SetpointMessage))
+    assert got.certificate == found
+    assert {span.certificate for span in got.later} == {found if kept else None}
+    assert (len(got.later) == spans) is whole
+    assert (bus.counts["terse"], bus.counts["shortened"]) == (not kept, not whole)
+
+
 async def expiry(url: str, topic: str) -> tuple[int, bytes]:
     """Seconds after which the broker forgets what it retains on a topic, and what that is."""
     host, port = url.removeprefix("mqtt://").split(":")
@@ -360,7 +414,7 @@ async def expiry(url: str, topic: str) -> tuple[int, bytes]:
 
 
 async def test_T16_a_retained_schedule_expires_with_its_last_span(broker: EmbeddedBroker) -> None:
-    loop = Loop(("dso", plan(0.5, 0.4, 0.3, 0.2), 1, 2))
+    loop = Loop(("dso", because([0.5, 0.4, 0.3, 0.2], "bus 17", "bus 16", None, "line:3"), 1, 2))
     instruction = loop.step(0)["a"]
     ttl_s = (instruction.valid_until - instruction.issued_at).total_seconds()
     topic = wire.device_topic("r", "f", "a", "setpoint")
@@ -369,7 +423,10 @@ async def test_T16_a_retained_schedule_expires_with_its_last_span(broker: Embedd
         assert await bus.flush(WAIT)
         left, payload = await expiry(broker.url, topic)
         assert ttl_s - 10 < left <= ttl_s == 5 * 300
-        assert to_instruction(wire.decode(payload, wire.SetpointMessage)).spans[-1].end == clock(5)
+        got = to_instruction(wire.decode(payload, wire.SetpointMessage))
+        assert got.spans[-1].end == clock(5)
+        assert [s.certificate for s in got.spans] == [s.certificate for s in instruction.spans]
+        assert told_reasons(got) == ["bus 17", "bus 16", None, "line:3"]
         # One that lasts a second is gone when the next client asks; the bus hears nothing meanwhile.
         Publisher(bus, run="s", area="f", epoch=3).send(instruction, 1.0)
         assert await bus.flush(WAIT)
@@ -489,6 +546,38 @@ async def test_T16_when_the_controller_is_gone_schedules_end_in_defaults(
     assert counts(run)[{"solver": "solver-failed", "infeasible": "infeasible"}[word]] >= 7
     judged = evaluate(run.directory, PARSE.validate_python({"what": "envelope_respected"}))
     assert judged.held  # what was superseded or has ended binds nobody
+
+
+async def test_every_region_of_a_run_has_its_certificate_on_the_bus(
+    rolled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table `regions` and the messages say the same of each region, that of later spans too."""
+    sent: dict[tuple[datetime, str], list[Any]] = {}
+    publish = MemoryBus.publish
+
+    def listen(self: MemoryBus, topic: str, payload: bytes, **more: Any) -> None:
+        if topic.endswith("/setpoint"):
+            told = to_instruction(wire.decode(payload, wire.SetpointMessage))
+            sent[told.issued_at, told.device] = [(span.start, span.certificate) for span in told.spans]
+        publish(self, topic, payload, **more)
+
+    monkeypatch.setattr(MemoryBus, "publish", listen)
+    run = await do(rolled, tmp_path / "runs", "controllers.dso.certified=true", "steps=3")
+    regions = table(run, "regions")
+    assert (regions.power_flows > 0).all()
+    recorded: dict[tuple[datetime, str], list[Any]] = {}
+    for row in regions.sort_values("valid_from").itertuples():
+        found = Certificate(
+            binding=row.binding,
+            worst_v_pu=row.worst_v_pu,
+            worst_loading_percent=row.worst_loading_percent,
+            power_flows=row.power_flows,
+        )
+        key = row.issued_at.to_pydatetime(), row.target
+        recorded.setdefault(key, []).append((row.valid_from.to_pydatetime(), found))
+    assert sent == recorded
+    assert {len(spans) for spans in sent.values()} == {4}
+    assert len({found.worst_v_pu for spans in sent.values() for _, found in spans}) > 3
 
 
 async def test_T12_without_room_there_is_an_error_a_fallback_and_no_number_that_is_none(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from bridges import wire
 from bridges.bus import MAX_PAYLOAD_BYTES
-from bridges.instruction import shortened, to_half_spaces, to_instruction, to_message, to_region
+from bridges.instruction import shortened, terse, to_half_spaces, to_instruction, to_message, to_region
 from bridges.wire import BadMessage
 from controllers.contract import Certificate, Instruction, Origin, Setpoint, Span
 from controllers.region import Region
@@ -53,7 +54,8 @@ def schedules(draw: st.DrawFn, start: datetime) -> tuple[Span, ...]:
     spans: list[Span] = []
     for length in draw(st.lists(lengths, min_size=1, max_size=4)):
         begins = spans[-1].end if spans else start
-        spans.append(Span(begins, begins + length, draw(st.none() | regions()), draw(targets)))
+        found = draw(st.none() | certificates())
+        spans.append(Span(begins, begins + length, draw(st.none() | regions()), draw(targets), found))
     return tuple(spans)
 
 
@@ -125,8 +127,8 @@ def test_an_instruction_survives_to_the_bit(sent: Instruction, ttl_s: float) -> 
     assert bits(got.fallback) == bits(sent.fallback)
     for name in ("device", "epoch", "seq", "issued_at", "valid_from", "valid_until", "setpoint"):
         assert getattr(got, name) == getattr(sent, name)
-    assert [(s.start, s.end, s.setpoint, bits(s.region)) for s in got.spans] == [
-        (s.start, s.end, s.setpoint, bits(s.region)) for s in sent.spans
+    assert [(s.start, s.end, s.setpoint, bits(s.region), s.certificate) for s in got.spans] == [
+        (s.start, s.end, s.setpoint, bits(s.region), s.certificate) for s in sent.spans
     ]
 
 
@@ -264,6 +266,8 @@ BAD_SCHEDULES: dict[str, tuple[list[tuple[int, str, Any]], str]] = {
     "ends too late": ([(1, "end", "2026-06-21T12:16:00Z")], "not at valid_until"),
     "another zone": ([(0, "start", "2026-06-21T14:05:00+02:00")], "start"),
     "an unknown key": ([(0, "p_max", 1.0)], "unknown field"),
+    "a reason that is no text": ([(0, "why", 3)], "why"),
+    "a check that counts nothing": ([(1, "checked", {"worst_v_pu": 1.0})], "power_flows"),
     "no region": ([(0, "region", 5)], "region"),
     "a region that is none": ([(1, "region", {"axes": ["p_mw"], "A": [[0]], "b": [1]})], "zero"),
     "a setpoint of nothing": ([(0, "setpoint", {"p_mw": None, "q_mvar": None})], "setpoint"),
@@ -302,6 +306,23 @@ def test_the_schedule_on_the_page_belongs_to_a_message() -> None:
     told = to_instruction(wire.decode(json.dumps(whole).encode(), wire.SetpointMessage))
     assert [span.start.minute for span in told.spans] == [0, 5, 10]
     assert told.later[1].setpoint == Setpoint(p_mw=-0.2)
+    assert told.later[0].certificate is not None
+    assert told.later[0].certificate.power_flows == 131
+    assert told.later[1].certificate is None
+
+
+def test_what_a_certificate_looks_like_in_a_span() -> None:
+    whole = scheduled(2)
+    found = Certificate(binding="export by loading of line:3", worst_loading_percent=99.5, power_flows=7)
+    told = replace(whole, later=(replace(whole.later[0], certificate=found), whole.later[1]))
+    seen = json.loads(wire.encode(to_message(told, run="r1", area="f1", ttl_s=900)))
+    first, second = seen["later"]
+    assert first["why"] == "export by loading of line:3"
+    assert first["checked"] == {"power_flows": 7, "worst_v_pu": None, "worst_loading_percent": 99.5}
+    assert not {"why", "checked"} & {*second, *seen}
+    brief = terse(told)
+    assert terse(brief) is brief
+    assert brief.spans == whole.spans
 
 
 def test_a_schedule_is_shortened_from_its_end() -> None:

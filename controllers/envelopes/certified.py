@@ -24,7 +24,7 @@ from controllers.envelopes.ac_check import AcCheck, RoomCheck
 from controllers.envelopes.allowable import AllowableRegion
 from controllers.envelopes.ascent import Search
 from controllers.envelopes.matching import Alone
-from controllers.envelopes.method import EnvelopeMethod, Envelopes, Room
+from controllers.envelopes.method import ANNOUNCE_LESS, RELIEVE, EnvelopeMethod, Envelopes, Room
 from controllers.envelopes.shapes import Shapes
 from controllers.site import Site
 
@@ -91,8 +91,8 @@ class Certified:
         if self.site.power_flow is None:
             raise ValueError(f"certified: site {self.site.name!r} has no AC power flow to check with")
         for name in ("rounds", "critical", "tolerance_v_pu", "tolerance_loading_percent"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"certified: {name} {getattr(self, name)!r} must be above 0")
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"certified: {name} {getattr(self, name)!r} must be above 0 and finite")
         self.sources = tuple(getattr(self.inner, "sources", ()))
         self._check = check = AcCheck(self.rows, self.site.power_flow)
         low, high = self.site.limits.v_pu
@@ -176,15 +176,14 @@ class Certified:
             search = Search(check, shapes, self.critical)
             search.supports()
             if not self._holds(search):
-                raise self._refused(search, "by envelopes that cannot be changed now")
+                raise self._refused(search, "by envelopes that cannot be changed now", ANNOUNCE_LESS)
         return Alone(np.minimum(search.value, 0.0), np.nan_to_num(search.support))
 
-    def _refused(self, search: Search, when: str) -> Infeasible:
+    def _refused(self, search: Search, when: str, advice: str = RELIEVE) -> Infeasible:
         """The error that names the limit exceeded most."""
         worst = int(np.argmax(search.beyond / self._tolerance))
         return Infeasible(
-            f"{self._check.name(worst)}: {self._found(search, worst)} in the AC power flow {when}; relieve "
-            "the network or widen its limits"
+            f"{self._check.name(worst)}: {self._found(search, worst)} in the AC power flow {when}; {advice}"
         )
 
     def _found(self, search: Search, limit: int) -> str:

@@ -100,7 +100,7 @@ class Margin:
         if "kind" not in options:
             raise ValueError(f"margin: no kind in {dict(options)!r}; give one of {kinds}")
         kind = options["kind"]
-        if kind in _OF and (unknown := sorted(set(options) - {"kind", *_OF[kind]})):
+        if isinstance(kind, str) and kind in _OF and (unknown := sorted(set(options) - {"kind", *_OF[kind]})):
             raise ValueError(f"margin: {kind} has no {', '.join(unknown)}; it has {', '.join(_OF[kind])}")
         return cls(**{f.name: options[f.name] for f in fields(cls) if f.name in options})
 

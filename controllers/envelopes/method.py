@@ -39,6 +39,9 @@ Array = npt.NDArray[np.float64]
 PRICED = 5_000_000
 """Coefficients of the network's rows up to which the price of fairness is computed."""
 
+RELIEVE = "relieve the network or widen its limits"
+ANNOUNCE_LESS = "keep back more for forecast errors (margin) or announce fewer intervals"
+
 Weights = Literal["contract", "rating", "equal"]
 WhenBroken = Literal["strict", "devices", "do_no_harm"]
 
@@ -88,8 +91,8 @@ class EnvelopeMethod(ABC):
 
     Args:
         site: network, devices and limits.
-        intervals: how many of the coming intervals an envelope must hold for; for a controller that is
-            asked less often than every step, as many as its decisions stay valid.
+        intervals: how many of the coming intervals an envelope must hold for. A scenario gives as many as
+            there are steps until it is asked again, unless it says more.
         weights: entitlement of each device: `contract` is the scenario's `weight` (the rated power where
             none is given), `rating` the rated power, `equal` one for all.
         when_broken: what to do when the background alone exceeds a limit: `strict` has no decision, so
@@ -216,10 +219,13 @@ class EnvelopeMethod(ABC):
             worst = int(np.argmin(harm if harmed else W))
             if self.when_broken != "do_no_harm" or harmed:
                 kept = f", {reserve[worst]:.4g} of it for forecast errors" if reserve[worst] else ""
-                raise Infeasible(
-                    f"{self.rows.names[worst]}: broken by {-W[worst]:.4g} before any device injects{kept}; "
-                    "relieve the network or widen its limits"
-                )
+                why = f"before any device injects{kept}; {RELIEVE}"
+                # What is fixed is to blame where the background alone would do, or is forgiven.
+                if taken[worst] > 0 and (
+                    self.when_broken == "do_no_harm" or W[worst] + taken[worst] >= -ROUNDING
+                ):
+                    why = f"with the envelopes that were announced before; {ANNOUNCE_LESS}"
+                raise Infeasible(f"{self.rows.names[worst]}: broken by {-W[worst]:.4g} {why}")
             broken = self.rows.names[worst]
         return Room(
             W=np.maximum(W, 0.0),

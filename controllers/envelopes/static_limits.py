@@ -71,7 +71,8 @@ class Unlimited(FixedLimits):
 
 @dataclass
 class StaticLimits(FixedLimits):
-    """Static limits: every device may use the same share of its rated power at any time, Q = 0.
+    """Static limits: every device may use the same share of its rated power at any time, Q = 0; where its
+    active power brings reactive power along (a load's power factor), as much of that as the share brings.
 
     The usual practice for new connections. The share is a guess made once: too large on the worst day,
     too small on all others.
@@ -85,7 +86,6 @@ class StaticLimits(FixedLimits):
     """
 
     acronym: ClassVar[str] = "static"
-    active_only: ClassVar[bool] = True
 
     part: float = 0.3
 
@@ -96,7 +96,12 @@ class StaticLimits(FixedLimits):
 
     def fixed(self, devices: list[Device]) -> Shapes:
         most_mw = np.array([self.part * device.rating_mw for device in devices])
-        return Shapes.ranges(-most_mw, most_mw, f"a fixed {self.part:.0%} of its rating")
+        pairs = zip(devices, most_mw.tolist(), strict=True)
+        most_mvar = np.array([abs(device.reactive(p_mw)) for device, p_mw in pairs])
+        binding = f"a fixed {self.part:.0%} of its rating"
+        if not most_mvar.any():
+            return Shapes.ranges(-most_mw, most_mw, binding)
+        return Shapes.boxes((-most_mw, most_mw), (0.0 - most_mvar, most_mvar), binding)
 
 
 def apparent_mva(device: Device) -> float:
