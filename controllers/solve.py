@@ -28,6 +28,9 @@ TIME_LIMIT_S = 10.0
 FEASIBILITY = 1e-9
 """How far HiGHS may leave a row: a region's own tolerance."""
 
+DUAL, PRIMAL = 1, 4
+"""HiGHS' numbers of its simplex methods."""
+
 Cone: TypeAlias = tuple[Literal["zero", "nonnegative", "second", "exponential"], int]
 """Kind and size of a cone; an exponential one has size 3: (x, y, z) with y exp(x / y) <= z."""
 
@@ -278,6 +281,12 @@ class Linear:
         if self._warm and status not in (ends.kOptimal, ends.kTimeLimit):
             self.clear()  # its start may be at fault
             status = self._run()
+        if status == ends.kUnknown:
+            # The dual simplex perturbs costs, and sometimes cannot clean up after it; the primal one can.
+            self.clear()
+            solver.setOptionValue("simplex_strategy", PRIMAL)
+            status = self._run()
+            solver.setOptionValue("simplex_strategy", DUAL)
         self._warm = True
         if status == ends.kUnbounded:
             raise Infeasible("the objective has no bound: a limit is missing")

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from scenarios.grids import GridError, bus_of, load_grid
 from scenarios.load import Draft, Keys
+from scenarios.microgrids import misplaced_devices, named_twice
 from scenarios.options import misplaced, mistakes
 from scenarios.plugins import NoSuchController, controller_class
 from scenarios.schema import Duration, GridPart, Scenario, spell
@@ -225,7 +226,7 @@ def _items(raw: Any, section: str) -> list[tuple[Keys, dict[str, Any]]]:
 def _references(draft: Draft) -> Iterator[Problem]:
     """What only the whole file shows; reads the raw mapping, so that other mistakes do not hide these."""
     raw = draft.raw
-    for section in ("devices", "regulators", "controllers"):
+    for section in ("devices", "regulators", "microgrids", "controllers"):
         names = Counter(str(item.get("name")) for _, item in _items(raw, section) if "name" in item)
         seen: set[str] = set()
         for keys, item in _items(raw, section):
@@ -235,6 +236,7 @@ def _references(draft: Draft) -> Iterator[Problem]:
                 p = problem_at(draft, (*keys, "name"), name, "is a name used before; give each its own")
                 yield Problem(f"{section}.{keys[1]}.name", p.value, p.advice, p.line)
             seen.add(name)
+    yield from (problem_at(draft, *wrong) for wrong in named_twice(raw))
     yield from _profile_references(draft)
     yield from _bus_references(draft)
     yield from _controllers(draft)
@@ -250,6 +252,10 @@ def _profile_references(draft: Draft) -> Iterator[Problem]:
         ((*keys, "profile"), d.get("profile")) for keys, d in _items(raw, "devices")
     ]
     uses += [(("grid", "profiles", k), v) for k, v in tables.items()] if isinstance(tables, dict) else []
+    for keys, grid in _items(raw, "microgrids"):
+        heat = grid.get("heat")
+        uses.append(((*keys, "price"), grid.get("price")))
+        uses += [((*keys, "heat", "profile"), heat.get("profile"))] if isinstance(heat, dict) else []
     for path, name in uses:
         if name is None or name in known:
             continue
@@ -271,13 +277,15 @@ def _bus_references(draft: Draft) -> Iterator[Problem]:
     except GridError as error:
         yield problem_at(draft, ("grid", "network"), part.network, str(error))
         return
-    for keys, item in [*_items(draft.raw, "devices"), *_items(draft.raw, "regulators")]:
+    sections = ("devices", "regulators", "microgrids")
+    for keys, item in (found for section in sections for found in _items(draft.raw, section)):
         bus = item.get("bus", _SILENT)
         if isinstance(bus, int | str) and not isinstance(bus, bool):
             try:
                 bus_of(net, bus)
             except GridError as error:
                 yield problem_at(draft, (*keys, "bus"), bus, str(error))
+    yield from (problem_at(draft, *wrong) for wrong in misplaced_devices(draft.raw, net))
     yield from _taps(draft, list(net.trafo.index))
 
 

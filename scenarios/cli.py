@@ -98,6 +98,7 @@ def run(
     from scenarios.check import ScenarioInvalid
     from scenarios.report import show, summary
     from scenarios.run import CannotWrite, run_blocking
+    from scenarios.supervisor import NoProcess
     from scenarios.watch import console, watch
 
     draft, scenario = _load(file, [*changes, *([f"clock.mode={clock}"] if clock else [])])
@@ -108,7 +109,7 @@ def run(
         _fail(2, str(error))
     except (BusUnreachable, NoBroker) as error:
         _fail(2, f"scenario {scenario.name}: bus: {error}")
-    except CannotWrite as error:
+    except (CannotWrite, NoProcess) as error:
         _fail(2, str(error))
     except KeyboardInterrupt:  # while the scenario is built; afterwards it ends the run in good order
         _fail(130, "interrupted before the first step; nothing was run")

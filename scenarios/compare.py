@@ -124,7 +124,7 @@ def _replaced(
     placed = False
     for part in parts:
         if not _shares(part, draft.folder):
-            yield part
+            yield {key: value for key, value in part.items() if key not in ("process", "deadline")}
         elif not placed:
             placed = True
             keys = ["name", "every", "valid_for"]

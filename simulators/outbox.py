@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time as wall_time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from controllers.contract import Instruction
+from controllers.contract import Instruction, Kind
 from simulators.clock import Clock, Duty, Tick
+from simulators.controller import Turn
 from simulators.devices import Receipt
 from simulators.stage import Stage
 
@@ -19,6 +20,7 @@ class Outlet(Protocol):
     """Where instructions leave the co-simulation; see `bridges.publisher`."""
 
     def send(self, instruction: Instruction, ttl_s: float) -> None: ...
+    def announce(self, turn: Turn, area: str, seq: int, issued_at: datetime, ttl_s: float) -> None: ...
     def heartbeat(self, step: int, period_s: float, next_deadline: datetime) -> None: ...
     async def flush(self, timeout_s: float) -> bool: ...
     def receipts(self, now: datetime) -> list[Receipt]: ...
@@ -36,7 +38,9 @@ class Published:
 
 
 class OutboxSimulator(Stage):
-    """mosaik simulator of one entity `outbox`: inputs `tick`, `instructions`; output `published`.
+    """mosaik simulator of one entity `outbox`: inputs `tick`, `instructions`, `turns`; output `published`.
+
+    Of the turns, it announces what was said anew about areas, or is withdrawn, each once.
 
     A paced step waits for the broker's acknowledgement for half a period at most. An un-paced step
     waits for that of the step before, so that sending overlaps with computing and no message is
@@ -47,17 +51,19 @@ class OutboxSimulator(Stage):
     """longest wait for the broker in an un-paced step"""
 
     def __init__(self, outlet: Outlet, clock: Clock, event: Callable[..., None]) -> None:
-        super().__init__("outbox", takes=["tick", "instructions"], gives=["published"])
+        super().__init__("outbox", takes=["tick", "instructions", "turns"], gives=["published"])
         self._outlet, self._clock, self._event = outlet, clock, event
         self._reachable = True
         self.counts: Counter[str] = Counter()
 
     async def work(self, time: int, given: dict[str, list[Any]]) -> None:
-        (tick,), (instructions,) = given["tick"], given["instructions"]
-        self.out["outbox"] = {"published": await self.run(tick, tuple(instructions.values()))}
+        (tick,), (instructions,), (turns,) = given["tick"], given["instructions"], given["turns"]
+        self.out["outbox"] = {"published": await self.run(tick, tuple(instructions.values()), turns)}
 
-    async def run(self, tick: Tick, instructions: tuple[Instruction, ...]) -> Published:
-        """Send one step's instructions."""
+    async def run(
+        self, tick: Tick, instructions: tuple[Instruction, ...], turns: Sequence[Turn] = ()
+    ) -> Published:
+        """Send one step's instructions, and what was said about areas."""
         started = wall_time.perf_counter()
         receipts = tuple(self._outlet.receipts(tick.time))
         if tick.duty is Duty.SKIP:
@@ -80,11 +86,27 @@ class OutboxSimulator(Stage):
             else:
                 sent.append(instruction)
         self.counts["instructions-sent"] += len(sent)
+        self._announce(tick, turns, speed)
         self._outlet.heartbeat(tick.step, clock.period_s, clock.on_wall(tick.time + clock.every))
         if clock.paced and self._reachable:
             await self._flush(tick, clock.period_s / 2)
         took_ms = (wall_time.perf_counter() - started) * 1e3
         return Published(took_ms, receipts, tuple(sent))
+
+    def _announce(self, tick: Tick, turns: Sequence[Turn], speed: float) -> None:
+        for turn in turns:
+            said = turn.decision or turn.withdrawn
+            if said is None or said.kind not in (Kind.PIC, Kind.AIC):
+                continue
+            ttl_s = (turn.valid_until - tick.time).total_seconds() / speed
+            for area in said.regions:
+                try:
+                    self._outlet.announce(turn, area, tick.step + 1, tick.time, ttl_s)
+                except ValueError as error:
+                    self.counts["unsendable"] += 1
+                    self._event(tick.time, "unsendable", step=tick.step, area=area, why=str(error))
+                else:
+                    self.counts["areas-sent"] += 1
 
     async def _flush(self, tick: Tick, patience_s: float) -> None:
         # While the broker is away one step's wait is enough: the newest values go out by themselves.

@@ -1,9 +1,9 @@
 """The reference case of interchange capability: three microgrids and a battery on MATPOWER's 33-bus feeder.
 
-The source gives no figures; ratings, costs and profiles are assumptions of ours. Buses are named as pandapower
-does, from 0: microgrid mg1 is at bus "17", the paper's bus 18. The ratings in MVA leave room for 0.3 Mvar at
-each point of common coupling, those of the sun for forecasts well above the mean. Interruptible demand follows
-the day, but has no spread of its own: it is contracted.
+The source gives no figures; ratings, costs and profiles are assumptions of ours. Buses are named as in
+pandapower, from 0: microgrid mg1 is at bus "17", the paper's bus 18. The ratings in MVA leave room for
+0.3 Mvar at each point of common coupling, those of the sun for forecasts well above the mean. Interruptible
+demand is contracted: it follows the day, but has no spread of its own.
 """
 
 from __future__ import annotations

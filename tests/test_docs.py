@@ -16,6 +16,8 @@ import pytest
 from typer.main import get_command
 
 from bridges import wire
+from bridges.area import AREA_KINDS, area_topic
+from bridges.asking import process_topic
 from controllers import Kind, Origin
 from scenarios import cli
 from scenarios.cli import app
@@ -176,9 +178,15 @@ def test_the_topics_on_the_page_are_the_topics() -> None:
         wire.device_topic("RUN", "AREA", "DER", what).replace("RUN", "{run}").replace("AREA", "{area}")
         for what in ("setpoint", "ack", "meas", "state")
     }
-    assert named == {name.replace("DER", "{der}") for name in made} | {
-        wire.control_topic("RUN").replace("RUN", "{run}")
+    made |= {area_topic("RUN", "MG", kind).replace("RUN", "{run}") for kind in AREA_KINDS}
+    made |= {
+        process_topic("RUN", "PROCESS", what).replace("RUN", "{run}") + part
+        for what, part in (("ask", "/{part}"), ("answer", "/{part}"), ("state", ""))
     }
+    made.add(wire.control_topic("RUN").replace("RUN", "{run}"))
+    for word, meant in (("DER", "{der}"), ("MG", "{microgrid}"), ("PROCESS", "{process}")):
+        made = {name.replace(word, meant) for name in made}
+    assert named == made
 
 
 def test_the_readme_shows_the_example_as_it_is() -> None:

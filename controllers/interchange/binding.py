@@ -48,31 +48,35 @@ class Binding:
 
     def _up(self, slacks: Mapping[str, Array], t: int, i: int) -> str:
         found = self._voltage("upper", slacks["twin voltage"][t], i)
-        found += self._loading(slacks.get("current up"), t, i)
+        found += self._loading(slacks, "up", t, i)
         found += self._row(slacks.get("twin import up"), t, "slack limit")
         found += self._row(slacks.get("reserve down"), t, "reserve down")
         return " and ".join(found) or "the network"
 
     def _down(self, slacks: Mapping[str, Array], t: int, i: int) -> str:
         found = self._voltage("lower", slacks["low dn"][t], i)
-        found += self._loading(slacks.get("current dn"), t, i)
+        found += self._loading(slacks, "dn", t, i)
         found += self._row(slacks.get("import dn"), t, "slack limit")
         found += self._row(slacks.get("reserve up"), t, "reserve up")
         return " and ".join(found) or "the network"
 
     def _voltage(self, which: str, slack: Array, i: int) -> list[str]:
         """The nearest bus alone: its neighbours are nearly as near."""
-        moved = self.model.mg_response[0][:, i] > MOVES
+        moved = self.model.mg_response.v[0][:, i] > MOVES
         near = np.where(moved, slack, np.inf)
         bus = int(near.argmin())
         return [f"{which} voltage at bus {self.model.flow.network.buses[bus]}"] if near[bus] <= NEAR_V else []
 
-    def _loading(self, slack: Array | None, t: int, i: int) -> list[str]:
-        if slack is None:
+    def _loading(self, slacks: Mapping[str, Array], copy: str, t: int, i: int) -> list[str]:
+        model = self.model
+        if not len(model.rated):
             return []
-        rated = self.model.coned[self.model.rated]
-        tight = self._on_path[i, rated] & (slack[t] <= NEAR_ELL * self.model.ell_max)
-        return [f"loading of {self.model.flow.network.branches[k]}" for k in rated[tight]]
+        plus_v, twice_p, twice_q, less_v = slacks[f"loading {copy}"][t].reshape(-1, 4).T
+        # l_max is half of the sum of the outer ones, v half of their difference
+        left = (plus_v + less_v) / 2 - (twice_p**2 + twice_q**2) / (2 * (plus_v - less_v))
+        at = model.rated
+        tight = self._on_path[i, at] & (left <= NEAR_ELL * model.ell_max)
+        return [f"loading of {model.flow.network.branches[k]}" for k in at[tight]]
 
     def _row(self, slack: Array | None, t: int, name: str) -> list[str]:
         return [name] if slack is not None and slack[t].min() <= NEAR_MW else []

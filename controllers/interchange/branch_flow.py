@@ -20,16 +20,17 @@ base of 1 MVA, so that flows are in MW whatever the network's own base is:
     l_i t_i v_u = P_i^2 + Q_i^2
 
 Without the last one everything is linear in (p, q, l). The *lossless twin* is the solution at l = 0. It
-bounds the true one: where a current lowers every voltage and raises the import, which the constructor demands,
+bounds the true one: where a current lowers every voltage and raises the import, as the constructor demands,
 its voltages are at least and its import is at most the true ones. Without admittances that follows from
-r, x >= 0: l at branch i is a consumption of (r_i, x_i) l behind it, which lowers v_i by 2 (r_i^2 + x_i^2) l on
-that branch alone, and the last term gives half of that back.
+r, x >= 0: l at branch i is a consumption of (r_i, x_i) l behind it, which lowers v_i by 2 (r_i^2 + x_i^2) l
+on that branch alone, and the last term gives half of that back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,18 @@ class States:
     """(cases, n) squared currents [MVA^2]"""
     import_mw: Array
     """(cases,) power entering the branches at the slack bus"""
+
+
+class Responses(NamedTuple):
+    """What the lossless twin gains by injections at some buses, by 1 MW and by 1 Mvar at each."""
+
+    v: tuple[Array, Array]
+    """(n, buses) squared voltages [pu^2]"""
+    P: tuple[Array, Array]
+    Q: tuple[Array, Array]
+    """(n, buses) flows"""
+    import_mw: tuple[Array, Array]
+    """(1, buses)"""
 
 
 class BranchFlow:
@@ -136,12 +149,12 @@ class BranchFlow:
                 state = self.linear(p_mw, q_mvar, ell, ratio2)
                 new = (state.P**2 + state.Q**2) / self.sending(state.v, ratio2)
                 change = ((self.r + self.x) * np.abs(new - ell)).max(axis=1, initial=0.0) / size
-                settled = np.asarray(change <= SETTLED)
-                lost = ~(np.isfinite(new).all(axis=1) & (state.v > 0).all(axis=1))
-                ell = np.where(lost[:, None], np.nan, new)
-                if (settled | lost).all():
+                settled = change <= SETTLED
+                fine = np.isfinite(new).all(axis=1) & (state.v > 0).all(axis=1)
+                ell = np.where(np.reshape(fine, (-1, 1)), new, np.nan)
+                if (settled | ~fine).all():
                     break
-            ell[~settled] = np.nan
+            ell = np.where(np.reshape(settled, (-1, 1)), ell, np.nan)
             return self.linear(p_mw, q_mvar, ell, ratio2)
 
     def sending(self, v: Array, ratio2: Array | float = 1.0) -> Array:
@@ -164,12 +177,17 @@ class BranchFlow:
         rows, columns = (list(x) for x in zip(*places, strict=True)) if places else ([], [])
         return sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(self.n, len(buses)))
 
-    def responses(self, buses: Sequence[str]) -> tuple[Array, Array, Array, Array]:
-        """What the lossless twin's voltages (n, buses) and import (buses,) gain by 1 MW and by 1 Mvar."""
+    def responses(self, buses: Sequence[str]) -> Responses:
+        """See `Responses`; injections at the slack bus move nothing behind it."""
         unit = self.at(buses).toarray().T
         none = np.zeros_like(unit)
         by_p, by_q = self.linear(unit, none, none, 0.0), self.linear(none, unit, none, 0.0)
-        return by_p.v.T, by_p.import_mw, by_q.v.T, by_q.import_mw
+        return Responses(
+            (by_p.v.T, by_q.v.T),
+            (by_p.P.T, by_q.P.T),
+            (by_p.Q.T, by_q.Q.T),
+            (by_p.import_mw[None], by_q.import_mw[None]),
+        )
 
     def _refuse_signs(self) -> None:
         for name, values in (("resistance", self.r), ("reactance", self.x)):

@@ -40,7 +40,7 @@ AWAY = -1.0
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """How far the worst case of each interval is beyond each limit; negative: within, infinite: no solution."""
+    """How far the worst case of each interval is beyond each limit; below 0 within, infinite: unsolved."""
 
     v_high: Array
     v_low: Array
@@ -77,9 +77,9 @@ class BoxCheck:
         network = self.flow.network
         bus = {name: i for i, name in enumerate(power_flow.buses)}
         branch = {name: i for i, name in enumerate(power_flow.branches)}
-        rated = [i for i in model.coned[model.rated].tolist() if network.branches[i] in branch]
+        rated = [i for i in model.rated.tolist() if network.branches[i] in branch]
         missing = [name for name in (network.slack, *network.buses) if name not in bus]
-        lost = set(model.coned[model.rated].tolist()) - set(rated)
+        lost = set(model.rated.tolist()) - set(rated)
         missing += [network.branches[i] for i in sorted(lost)]
         if missing:
             raise ValueError(

@@ -53,11 +53,11 @@ Array = npt.NDArray[np.float64]
 class InterchangeCorrection:
     """DPICC: available interchange capabilities of all microgrids of a network.
 
-    The decision's regions are `p_mw` in [AIC_dn, AIC_up] and `q_mvar` at the one value that the network counts
-    on, by microgrid; `later` holds those of the following intervals as far as each microgrid predicted;
+    The decision's regions are `p_mw` in [AIC_dn, AIC_up] and `q_mvar` at the one value that the network
+    counts on, by microgrid; `later` holds those of the following intervals as far as each of them predicted;
     `plan` is the corrected schedule. Its origin is `CERTIFIED` when the relaxation was exact and the first
-    interval held in AC at once, `REPAIRED` when it had to be changed, `DEGRADED` when not even the schedule is
-    secure: then the capability is the schedule alone.
+    interval held in AC at once, `REPAIRED` when it had to be changed, `DEGRADED` when not even the schedule
+    is secure: then the capability is the schedule alone.
 
     The first interval is the one that acts: all corners of the microgrids' intervals (up to ten microgrids)
     and `points` random points are checked. Of the later ones all corners while there are at most 1,024 of
@@ -85,8 +85,8 @@ class InterchangeCorrection:
         points: random points of the first interval's check.
 
     Raises:
-        ValueError: a site without microgrids or AC power flow, a network that the relaxation is not valid for,
-            an option that does not exist.
+        ValueError: a site without microgrids or AC power flow, a network that the relaxation is not valid
+            for, an option that does not exist.
         Infeasible: (step) a load or battery is unknown, or a prediction makes no sense.
         SolverFailed: (step) the solver had no answer, and the schedule alone is not secure.
     """
@@ -270,7 +270,7 @@ class InterchangeCorrection:
         if verdict.insecure[t] is not None and said.why is not None:
             words += f"; {said.why}"
         factor = float(verdict.factor[t])
-        return words if factor == 1.0 else f"{words}; scaled by {factor:.3f} to hold in AC"
+        return words if factor in (0.0, 1.0) else f"{words}; scaled by {factor:.3f} to hold in AC"
 
 
 def _finite(value: float) -> float | None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from controllers.devices import Battery
-from controllers.interchange.branch_flow import BranchFlow
+from controllers.interchange.branch_flow import BranchFlow, States
 from controllers.interchange.conic_rows import CompiledRows
 from controllers.interchange.correction_rows import COPIES, SHORT, CorrectionRows
 from controllers.interchange.question import Case, Corrected, Options, Tighter
@@ -34,6 +34,9 @@ KEPT = 1e-6
 
 POLISH = 1e3
 """Weight of the losses in the second stage."""
+
+THROUGHPUT = 1e-4
+"""Cost [MW of width a MW] of charging and of discharging, so that no battery does both without a reason."""
 
 OUTWARD = 1e-4
 """Weight that keeps the exchange after an isolation at the greater of its two values."""
@@ -140,8 +143,7 @@ class CorrectionProgram:
             right[f"p {copy}"], right[f"q {copy}"] = -case.p_mw, -case.q_mvar
             right[f"v {copy}"], right[f"cone {copy}"] = flow.s * first, cone.ravel()
             right[f"low {copy}"] = -(low**2) - tighter.v_low
-            if len(model.rated):
-                right[f"current {copy}"] = model.ell_max - tighter.ell[:, model.coned[model.rated]]
+        right |= self._loadings(tighter, twin, first)
         right["twin voltage"] = high**2 - tighter.v_high - twin.v
         lossless = (twin.import_mw - case.slack_mw)[:, None]
         constant = (flow.import_offset_mw * case.ratio2 - case.slack_mw)[:, None]
@@ -165,6 +167,19 @@ class CorrectionProgram:
         if options.share == "fair":
             right["lost up"], right["lost dn"] = case.high, -case.low
         return right | self._stored(case, tighter)
+
+    def _loadings(self, tighter: Tighter, twin: States, first: Array) -> dict[str, Array]:
+        """Of (l_max + v, 2 P, 2 Q, l_max - v) and of the lossless Q, what no variable gives."""
+        at, H = self.model.rated, self.model.H
+        if not len(at):
+            return {}
+        cone = np.zeros((H, len(at), 4))
+        most = self.model.ell_max - tighter.ell[:, at]
+        cone[..., 0], cone[..., 3] = most + first[at], most - first[at]
+        found = {"loading dn": cone.reshape(H, -1).copy()}
+        cone[..., 1] = 2 * twin.P[:, at]
+        found["loading up"] = cone.reshape(H, -1)
+        return found | {f"q most twin {copy}": twin.Q[:, at] for copy in ("up", "dn")}
 
     def _stored(self, case: Case, tighter: Tighter) -> dict[str, Array]:
         batteries, H = self.model.batteries, self.model.H
@@ -195,6 +210,7 @@ class CorrectionProgram:
         """Costs of the losses, and of the energy that batteries end the horizon short of."""
         costs: dict[str, Array | float] = {f"l_{copy}": losses * self.model.losses for copy in COPIES}
         if self.model.batteries:
+            costs |= dict.fromkeys(("dis", "cha"), energy * THROUGHPUT)
             costs["E_short"] = energy * self.options.energy_worth / self.model.hours
         return costs
 
@@ -233,11 +249,11 @@ def _snapped(values: Array, limit: Array) -> Array:
     return np.where(np.abs(values - limit) <= KEPT, limit, values)
 
 
-def relieved(answer: Corrected, factor: Array) -> Corrected:
-    """The same with capabilities shrunk towards the schedule by `factor` (H,)."""
+def relieved(case: Case, answer: Corrected, factor: Array) -> Corrected:
+    """Capabilities shrunk towards the schedule by `factor` (H,), but for those that are not known."""
     scale = factor[:, None]
     return replace(
         answer,
-        dn=answer.base + scale * (answer.dn - answer.base),
-        up=answer.base + scale * (answer.up - answer.base),
+        dn=answer.base + np.minimum(scale * (answer.dn - answer.base), -case.least[:, 0]),
+        up=answer.base + np.maximum(scale * (answer.up - answer.base), case.least[:, 1]),
     )

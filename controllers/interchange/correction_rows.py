@@ -5,16 +5,17 @@ network, (A16) by the lossless twin, and (A17)-(A20).
 
 | symbol       | here                     | meaning                                                 | unit |
 |--------------|--------------------------|---------------------------------------------------------|------|
-| P, Q         | `P_base`, ... `Q_dn`     | flows of each copy, into the impedances                 | MW, Mvar |
-| l, v         | `l_base`, ... `v_dn`     | squared currents and voltages of each copy              | MVA^2, pu^2 |
+| P, Q         | `P_base`, ... `Q_dn`     | flows of each copy, into the impedances                 | MVA  |
+| l, v         | `l_base`, ... `v_dn`     | squared currents [MVA^2] and voltages of each copy      | pu^2 |
 | P^c          | `c`                      | corrected schedule of each microgrid                    | MW   |
 | P-hat up, dn | `c + a`, `c - e`         | available interchange capability                        | MW   |
 | q            | `q`                      | reactive power of each microgrid, one for all copies    | Mvar |
 | d, c         | `dis`, `cha`             | discharging and charging of each battery                | MW   |
-| Q_B, E       | `q_b`, `E`               | its reactive power; its energy at the interval's end    | Mvar, MWh |
+| Q_B, E       | `q_b`, `E`               | its reactive power; its energy at the interval's end    | MWh  |
 | P_G          | `_imported`              | import of a copy; with a tilde that of its lossless twin | MW  |
 | r_G          | `g_up`, `g_dn`           | spinning reserve of the slack bus                       | MW   |
 | r_B          | `b_up`, `b_dn`           | the same of each battery                                | MW   |
+| Q_most       | `q_most`                 | greatest |Q| that a rated branch can have               | Mvar |
 | mu           | `mu_loss`                | what losses add to a change of exchange                 | 1    |
 
 Where this is simpler than its statement, and why it is the same:
@@ -24,6 +25,16 @@ Where this is simpler than its statement, and why it is the same:
   `up` bounds the voltages of all three copies from above: that of `base`, and the upper limit of v in (A15),
   are implied.
 - Limits of the current at a transformer's other side are referred to its impedance.
+
+Where it differs, since the relaxation cheats otherwise:
+
+- A limit of loading is no bound on l: under reverse flow the relaxation would keep it by burning power
+  before the branch. The true P lies between that of the lossless twin and the relaxed one, and so does Q, so
+
+      max(P_dn, 0)^2 + Q_most^2 <= l_max v_dn,  P~_up^2 + Q_most^2 <= l_max v_up,  Q_most >= Q_up, Q_dn, -Q~
+
+  which no excess of current makes easier. Where one microgrid exports and the others do not, its branch has
+  the flow of `up` at a lower voltage; that is left to the check.
 
 With `isolation_secure` the copy `up` injects max(P-hat up, 0) and `dn` min(P-hat dn, 0), and the same of q,
 since a microgrid that leaves takes its reactive power with it.
@@ -84,13 +95,11 @@ class CorrectionRows:
         self.flow, self.limits, self.options = flow, limits, options
         self.batteries, self.hours, self.H, self.N = batteries, hours, intervals, len(buses)
         network = flow.network
-        # A switch has no losses, so its current is no variable unless it is limited.
-        limited = np.isfinite(network.rating_mva)
-        self.coned = np.flatnonzero((flow.z2 > 0) | limited)
-        self.rated = np.flatnonzero(limited[self.coned])
+        self.coned = np.flatnonzero(flow.z2 > 0)  # a switch has no losses, so its current is no variable
+        self.rated = np.flatnonzero(np.isfinite(network.rating_mva))
         side = np.maximum(np.maximum(flow.t, 1 / flow.s), 1.0)
-        rating = network.rating_mva[self.coned[self.rated]] * limits.loading_percent / 100
-        self.ell_max = rating**2 / side[self.coned[self.rated]]
+        rating = network.rating_mva[self.rated] * limits.loading_percent / 100
+        self.ell_max = rating**2 / side[self.rated]
         self.losses = np.where(flow.r > 0, flow.r, 0.1 * flow.x)[self.coned]
         self.at_microgrids, self.at_batteries = flow.at(buses), flow.at([b.bus for b in batteries])
         self.microgrids_at_slack = sparse.csr_array((np.array(buses) == network.slack).astype(float)[None])
@@ -119,6 +128,8 @@ class CorrectionRows:
         if self.options.share == "fair":
             sizes |= dict.fromkeys(("lost_up", "lost_dn"), N)
         sizes |= dict.fromkeys(("dis", "cha", "q_b", "E", "E_short", "b_up", "b_dn"), B)
+        if len(self.rated):
+            sizes |= dict.fromkeys(("q_most", "p_ahead"), len(self.rated))
         if self.elastic:
             sizes |= dict.fromkeys(SHORT, 1)
         return sizes | dict.fromkeys(("g_up", "g_dn"), 1)
@@ -184,9 +195,6 @@ class CorrectionRows:
         }
         rows.add(f"cone {copy}", "second", cone, 0.0, cone=4)  # (A14)
         self._guard(f"low {copy}", {v: -one}, 0.0, "short_v")  # (A15)
-        if len(self.rated):
-            chosen = sparse.eye_array(k, format="csr")[self.rated]
-            self._guard(f"current {copy}", {ell: chosen}, self.ell_max, "short_l")  # (A15)
 
     def _bounds(self) -> None:
         """(A17), and how far the schedule is moved."""
@@ -213,14 +221,16 @@ class CorrectionRows:
             rows.square("lost_up")
             rows.square("lost_dn")
 
-    def _twin(self, copy: str) -> tuple[Terms, Terms]:
-        """What injections add to the lossless voltages (n,) and to the lossless import (1,) of a copy."""
-        voltage, imported = [], []
+    def _twin(self, copy: str, of: str) -> Terms:
+        """What injections add to the lossless `v` (n,), `P`, `Q` (n,) or `import_mw` (1,) of a copy."""
+        parts = []
         pairs = ((self._exchange(copy), self.mg_response), (self._battery(), self.bat_response))
-        for (p, q), (v_p, import_p, v_q, import_q) in pairs:
-            voltage += [(1.0, through(v_p, p)), (1.0, through(v_q, q))]
-            imported += [(1.0, through(import_p[None], p)), (1.0, through(import_q[None], q))]
-        return plus(*voltage), plus(*imported, *self._at_slack(copy))
+        for injections, response in pairs:
+            parts += [
+                (1.0, through(gain, injection))
+                for gain, injection in zip(getattr(response, of), injections, strict=True)
+            ]
+        return plus(*parts, *(self._at_slack(copy) if of == "import_mw" else []))
 
     def _at_slack(self, copy: str) -> list[tuple[float, Terms]]:
         """What microgrids and batteries at the slack bus itself take off the import."""
@@ -232,15 +242,44 @@ class CorrectionRows:
         roots = sparse.csr_array(self.flow.fed_by_slack.astype(float)[None])
         return plus((1.0, {f"P_{copy}": roots}), *self._at_slack(copy))
 
+    def _loadings(self) -> None:
+        """Loadings by the most that the true flows can be: backwards in `up`, forwards in `dn`."""
+        flow, at = self.flow, self.rated
+        k = len(at)
+        rows = np.arange(k)
+        one = sparse.eye_array(k, format="csr")
+        chosen = sparse.csr_array((np.ones(k), (rows, at)), shape=(k, flow.n))
+        place = [sparse.csr_array((np.ones(k), (4 * rows + j, rows)), shape=(4 * k, k)) for j in range(4)]
+        before = chosen @ sparse.diags_array(flow.t) @ flow.feeds.T
+        for copy in ("up", "dn"):
+            relaxed = {f"Q_{copy}": chosen, "q_most": -one}
+            self.rows.add(f"q most {copy}", "nonnegative", relaxed, 0.0)
+            twin = plus((-1.0, through(chosen, self._twin(copy, "Q"))), (-1.0, {"q_most": one}))
+            self.rows.add(f"q most twin {copy}", "nonnegative", twin, 0.0)
+        self.rows.add("p ahead", "nonnegative", {"P_dn": chosen, "p_ahead": -one}, 0.0)
+        self.rows.add("p ahead least", "nonnegative", {"p_ahead": -one}, 0.0)
+        backwards = through(chosen, self._twin("up", "P"))
+        for copy, power in (("up", backwards), ("dn", {"p_ahead": one})):
+            cone = plus(
+                (1.0, {f"v_{copy}": (place[3] - place[0]) @ before}),
+                (-2.0, through(place[1], power)),
+                (-2.0, {"q_most": place[2]}),
+            )
+            if self.elastic:
+                cone["short_l"] = -(place[0] + place[3]) @ np.ones((k, 1))
+            self.rows.add(f"loading {copy}", "second", cone, 0.0, cone=4)  # (A15) (A16)
+
     def _security(self) -> None:
         rows, options = self.rows, self.options
         one = sparse.csr_array(np.ones((1, 1)))
-        voltage, up = self._twin("up")
-        self._guard("twin voltage", voltage, 0.0, "short_v")  # (A16)
+        self._guard("twin voltage", self._twin("up", "v"), 0.0, "short_v")  # (A16)
+        if len(self.rated):
+            self._loadings()
         if options.import_mw is not None:
-            down = plus((-1.0, self._twin("base")[1]), (1.0, {"g_dn": one}))
+            down = plus((-1.0, self._twin("base", "import_mw")), (1.0, {"g_dn": one}))
             self._guard("twin import base", down, 0.0, "short_g")  # (A16)
-            self._guard("twin import up", plus((-1.0, up)), 0.0, "short_g")  # (A16)
+            up = plus((-1.0, self._twin("up", "import_mw")))
+            self._guard("twin import up", up, 0.0, "short_g")  # (A16)
             most = plus((1.0, self._imported("base")), (1.0, {"g_up": one}))
             self._guard("import base", most, 0.0, "short_g")  # (A18)
             self._guard("import dn", self._imported("dn"), 0.0, "short_g")  # (A18)
@@ -259,8 +298,8 @@ class CorrectionRows:
         up: Terms = {"g_up": -one, "b_up": -all_b}
         down: Terms = {"g_dn": -one, "b_dn": -all_b}
         if self.options.reserve_margin == "rigorous":
-            more = plus((1.0, self._imported("dn")), (-1.0, self._twin("base")[1]))
-            less = plus((1.0, self._imported("base")), (-1.0, self._twin("up")[1]))
+            more = plus((1.0, self._imported("dn")), (-1.0, self._twin("base", "import_mw")))
+            less = plus((1.0, self._imported("base")), (-1.0, self._twin("up", "import_mw")))
         else:
             raised = plus((1.0, self._exchange("up")[0]), (-1.0, self._exchange("base")[0]))
             lowered = plus((1.0, self._exchange("base")[0]), (-1.0, self._exchange("dn")[0]))

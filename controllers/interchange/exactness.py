@@ -11,11 +11,11 @@ Transactions on Automatic Control 2015 (arXiv 1311.7170), condition C1.
 | A_i    |           | I - (2 / v_min) u_i (P+_i, Q+_i)                                    | 1        |
 
 A current that is larger than its flow needs, on branch t, takes u_t times the excess out of the flow towards
-the source. Letting go of the excess raises that flow by u_t, and on the next branch i towards the source by A_i
-of it, since the larger flow there has larger losses. C1 says that what arrives is positive on every branch up
-to the source: A_s ... A_(t-1) u_t > 0 for all s <= t on every path, s nearer the source. Then letting go lowers
-the import without raising another current's need, and no optimum holds an excess, if the objective grows with
-the import and upper limits of voltage bound the lossless voltages.
+the source. Letting go of the excess raises that flow by u_t, and on the next branch i towards the source by
+A_i of it, since the larger flow there has larger losses. C1 says that what arrives is positive on every
+branch up to the source: A_s ... A_(t-1) u_t > 0 for all s <= t on every path, s nearer the source. Then
+letting go lowers the import, and no optimum holds an excess, if the objective grows with the import and
+upper limits of voltage bound the lossless voltages.
 
 The order of the product follows from that: u of the branch farther from the source, A of those nearer to it.
 """

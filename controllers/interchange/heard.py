@@ -7,8 +7,9 @@
 | connected, no prediction, exchange measured | as measured | [P, P]                    | as measured    |
 | connected, no prediction, nothing measured  | 0           | all of [-tie, tie] counts | as offered     |
 
-Missing is missing: a load that is neither forecast nor measured stops the step. Beyond the end of a prediction
-or forecast its last interval is repeated, since batteries have to look ahead; nothing is published there.
+Missing is missing: a load that is neither forecast nor measured stops the step. Beyond the end of a
+prediction or forecast its last interval is repeated, since batteries have to look ahead; nothing is published
+there.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ reconstruction. Implements (A1)-(A10).
 | P_UL, P_IL       | `served`      | consumption of uninterruptible and interruptible loads         | MW     |
 | P_dch, P_ch      | `P_dch`, `P_ch` | discharging and charging power                               | MW     |
 | u                | `u`           | 1 while a battery charges, 0 while it discharges               | 1      |
-| W                | `S`           | energy stored since the start, at the interval's end, in MW intervals | MW |
+| W                | `S`           | energy stored until the interval's end, in MW intervals        | MW     |
 | kappa            | `heat_ratio`  | heat that comes with each MW of power                          | 1      |
 | H_L, H_slack     | `heat`, `H_slack` | heat demand, and what the boiler gives                     | MW     |
 | P_PCC            | `P_PCC`       | exchange with the network, above zero: it sells                | MW     |
@@ -271,6 +271,17 @@ class MicrogridModel:
     def demand(self, device: FlexibleLoad, reading: Reading, case: Array | None) -> Array:
         """(intervals,) what a load would consume [MW, positive]."""
         return np.maximum(-reading.column(device.name, case), device.firm_mw)
+
+    def injection(self, name: str, x: Array) -> Array:
+        """(intervals,) what a device injects [MW] by a solution."""
+        match self.site.devices[name]:
+            case Battery():
+                return np.asarray(x[self.lp.at((name, "P_dch"))] - x[self.lp.at((name, "P_ch"))])
+            case FlexibleLoad():
+                return np.asarray(-x[self.lp.at((name, "served"))])
+            case Generator():
+                return np.asarray(x[self.lp.at((name, "P"))])
+        return np.asarray(x[self.lp.at((name, "used"))])
 
     def costs(self, reading: Reading) -> Array:
         """(variables,) cost of each variable [$/MWh], so that `costs @ x` is in $/h; see `offset`."""

@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from controllers.contract import Decision, Interval, Kind, Observation, Origin
+from controllers.contract import Decision, Infeasible, Interval, Kind, Observation, Origin
 from controllers.forecast import Forecast
 from controllers.interchange.microgrid_model import PCC, MicrogridModel
 from controllers.interchange.microgrid_options import Capability, Link, ModelOptions, Source
@@ -195,7 +195,14 @@ class InterchangePrediction:
         for program in self._programs.values():
             program.clear()
         solve = self._committed if self.mode == "committed" else self._independent
-        return solve(reading, points)
+        try:
+            return solve(reading, points)
+        except Infeasible as error:
+            names = ", ".join(repr(grid.name) for grid in self.grids)
+            also = " and a band as wide as epsilon_mwh asks for" if self._how.rule == "epsilon" else ""
+            raise Infeasible(
+                f"microgrid {names}: no plan keeps balance, tie rating, ramps and firm loads{also}: {error}"
+            ) from error
 
     def _independent(self, reading: Reading, points: Points) -> Prediction:
         model, program = self._model, self._programs[1]

@@ -1,4 +1,4 @@
-"""Recourse: the program of one case of the forecast, or of several that share exchange and capability alone."""
+"""Recourse: the program of one case of the forecast, or of several that share the exchange alone."""
 
 from __future__ import annotations
 

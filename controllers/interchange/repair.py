@@ -1,8 +1,8 @@
 """Repair: solve the correction, check it, and change what does not hold until it does.
 
 The order of measures stands in `correction`. A limit that the AC power flow finds exceeded is tightened by
-the excess and the program solved again, for a few rounds: where capabilities compete for the limit, that costs
-less than shrinking all of them. The reserve is treated so as well: an excess of x MW is x MW more to keep,
+the excess and the program solved again, for a few rounds: where capabilities compete for the limit, that
+costs less than shrinking all of them. So is the reserve: an excess of x MW is x MW more to keep,
 
     (1 + mu) W + x <= r  with  x = (ratio - 1 - mu) W0  gives  ratio W <= r  for W <= W0,
 
@@ -25,8 +25,9 @@ from controllers.network import PowerFlow
 
 Array = npt.NDArray[np.float64]
 
-GAP = 1e-6
-"""Relative cone gap up to which the relaxation counts as exact; the solver leaves 1e-7 or so."""
+GAP = 1e-5
+"""Relative cone gap up to which the relaxation counts as exact. The solver leaves up to 5e-6; a relaxation
+that burns power shows 1 and more."""
 
 BURNT = 1e-6
 """Product of charging and discharging [MW^2] up to which a battery counts as doing one of them."""
@@ -139,13 +140,15 @@ class Repair:
         low = np.where(bad, 0.0, 1.0)
         if not bad.any():
             return answer, findings, low, 0
-        flows = 0
-        for _ in range(HALVINGS):
+        alone = self.check.examine(engine, case, relieved(case, answer, low))
+        flows = alone.power_flows
+        bad &= alone.holds
+        for _ in range(HALVINGS if bad.any() else 0):
             middle = np.where(bad, (low + high) / 2, 1.0)
-            found = self.check.examine(engine, case, relieved(answer, middle))
+            found = self.check.examine(engine, case, relieved(case, answer, middle))
             flows += found.power_flows
             low, high = np.where(found.holds, middle, low), np.where(found.holds, high, middle)
-        answer = relieved(answer, low)
+        answer = relieved(case, answer, low)
         found = self.check.examine(engine, case, answer)
         return answer, found, low, flows + found.power_flows
 

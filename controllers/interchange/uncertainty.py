@@ -1,4 +1,4 @@
-"""Uncertainty of microgrids: sun, wind, loads and heat, each moved by one factor, into cases of the forecast."""
+"""Uncertainty of microgrids: sun, wind, loads and heat, each moved by one factor."""
 
 from __future__ import annotations
 

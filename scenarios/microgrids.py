@@ -1,0 +1,101 @@
+"""Microgrids of a scenario: what only the whole file shows of them, and what they become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import Any
+
+from controllers.microgrid import Microgrid
+from scenarios.grids import GridError, bus_of
+from scenarios.load import Keys
+from scenarios.schema import MicrogridPart
+from simulators.microgrids import Breaker
+
+Wrong = tuple[Keys, Any, str]
+"""Where a mistake is, the value there, and what to do."""
+
+
+def microgrid_of(part: MicrogridPart, bus: str) -> Microgrid:
+    """What controllers know of it; `bus` is our name of the one that it is connected to."""
+    return Microgrid(
+        name=part.name,
+        bus=bus,
+        devices=part.devices,
+        tie_mw=part.tie_mw,
+        q_mvar=part.q_mvar,
+        price=part.price,
+        heat=None if part.heat is None else f"{part.name}:heat",
+        boiler_cost_per_mwh=part.boiler_cost_per_mwh,
+        shed_cost_per_mwh=part.shed_cost_per_mwh,
+        spill_cost_per_mwh=part.spill_cost_per_mwh,
+    )
+
+
+def breaker_of(part: MicrogridPart, every: timedelta) -> Breaker:
+    """When it is open."""
+    return Breaker(part.isolated, part.resync_steps * every)
+
+
+def followers(parts: Sequence[MicrogridPart]) -> Iterator[tuple[str, str, float]]:
+    """Profile, name in forecasts and rating of prices [$/MWh] and heat demands [MW]; a price only once."""
+    for price in dict.fromkeys(part.price for part in parts if part.price is not None):
+        yield price, price, 1.0
+    for part in parts:
+        if part.heat is not None:
+            yield part.heat.profile, f"{part.name}:heat", part.heat.mw
+
+
+def named_twice(raw: dict[str, Any]) -> Iterator[Wrong]:
+    """Microgrids and prices that have the name of something else that is measured or forecast."""
+    used = {str(item.get("name")): "device" for _, item in _items(raw, "devices")}
+    for keys, item in _items(raw, "microgrids"):
+        if (name := str(item.get("name"))) in used:
+            yield (*keys, "name"), name, f"is the name of a {used[name]}; choose another"
+    used |= {str(item.get("name")): "microgrid" for _, item in _items(raw, "microgrids")}
+    for keys, item in _items(raw, "microgrids"):
+        if isinstance(price := item.get("price"), str) and price in used:
+            advice = f"is also the name of a {used[price]}, which forecasts know by it; rename one"
+            yield (*keys, "price"), price, advice
+
+
+def misplaced_devices(raw: dict[str, Any], net: Any) -> Iterator[Wrong]:
+    """Devices of microgrids that do not exist, are elsewhere, have no profile, or are named again."""
+    devices = {str(item.get("name")): item for _, item in _items(raw, "devices")}
+    taken: dict[str, str] = {}
+    for keys, item in _items(raw, "microgrids"):
+        names = item.get("devices")
+        for i, name in enumerate(names if isinstance(names, list) else []):
+            where: Keys = (*keys, "devices", i)
+            if not isinstance(name, str):
+                continue  # said already
+            if name not in devices:
+                near = get_close_matches(name, devices, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "add it to `devices`"
+                yield where, name, f"is no device of this scenario; {hint}"
+                continue
+            if name in taken:
+                yield where, name, f"belongs to microgrid {taken[name]!r} already; name it once"
+            taken.setdefault(name, str(item.get("name")))
+            device = devices[name]
+            at, wanted = _bus(net, device.get("bus")), _bus(net, item.get("bus"))
+            if at is not None and wanted is not None and at != wanted:
+                advice = f"is at bus {at}, the microgrid at bus {wanted}; put both at one bus"
+                yield where, name, advice
+            if device.get("kind") == "flexible-load" and device.get("profile") is None:
+                yield where, name, "has no profile, so that nobody can forecast its demand; give it one"
+
+
+def _bus(net: Any, ref: Any) -> str | None:
+    """Our name of a bus, or `None` where there is none to compare with."""
+    try:
+        return bus_of(net, ref) if isinstance(ref, int | str) else None
+    except GridError:
+        return None  # said already
+
+
+def _items(raw: dict[str, Any], section: str) -> list[tuple[Keys, dict[str, Any]]]:
+    items = raw.get(section)
+    found = items if isinstance(items, list) else []
+    return [((section, i), item) for i, item in enumerate(found) if isinstance(item, dict)]
