@@ -27,6 +27,8 @@ LOOPBACK = ("127.0.0.1", "::1")
 OUTPUT = "output.txt"
 START_S = 15.0
 STOP_S = 3.0
+TAKEN_S = 0.05
+"""within which a broker ends that finds its port taken"""
 Kind = Literal["mosquitto", "amqtt"]
 
 
@@ -162,6 +164,9 @@ class EmbeddedBroker:
         end = loop.time() + START_S
         while loop.time() < end and process.poll() is None:
             if await _answers(self.host, self.port):
+                # Another process may have taken the port, and answers; ours ends as soon as it sees that.
+                if await _ended(process, TAKEN_S):
+                    break
                 return
             await asyncio.sleep(0.02)
         status = process.poll()

@@ -87,6 +87,16 @@ async def test_it_comes_back_on_its_port() -> None:
         assert broker.pid not in (None, pid)
 
 
+async def test_a_port_that_another_took_first_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started("mosquitto") as first:
+        ports = iter([first.port])
+        free = module._free_port
+        monkeypatch.setattr(module, "_free_port", lambda host: next(ports, 0) or free(host))
+        async with started("mosquitto") as second:
+            assert second.port != first.port
+            assert second.pid not in (None, first.pid)
+
+
 async def test_one_that_does_not_start_is_quoted() -> None:
     class Misconfigured(EmbeddedBroker):
         def settings(self, directory: Path) -> str:
