@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import cvxpy as cp
+import cvxpy
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
@@ -21,6 +21,7 @@ from controllers.interchange.question import Case, Options
 from controllers.network import SLACK, Limits, Network
 
 Array = npt.NDArray[np.float64]
+cp: Any = cvxpy
 
 POLISH = 1e3
 """Weight of each copy's losses in the second stage; what batteries spend weighs three times as much."""
@@ -181,8 +182,8 @@ def _places(network: Network, buses: Sequence[str]) -> sparse.csr_array:
     return sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(buses), len(network.buses)))
 
 
-def _solve(problem: cp.Problem) -> float:
-    problem.solve(solver=cp.CLARABEL)  # type: ignore[no-untyped-call]
+def _solve(problem: Any) -> float:
+    problem.solve(solver=cp.CLARABEL)
     if problem.status != cp.OPTIMAL:
         raise ValueError(f"the correction stated anew ended {problem.status}")
     return float(problem.value)

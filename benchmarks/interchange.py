@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle, islice, zip_longest
 from statistics import median
 from typing import Any
 
@@ -49,8 +48,10 @@ Turn = tuple[str, int]
 
 AT = {33: (17, 24, 32), 123: (7, 50, 58, 96, 104, 121)}
 """Buses of the microgrids; of a drawn feeder every fourth of them."""
-LEAST_V_PU = {33: 0.95, 123: 0.94}
-"""Of a drawn feeder the first; 123 buses have 0.944 pu without any microgrid, at the day's greatest load."""
+LEAST_V_PU = {33: 0.94, 123: 0.94}
+"""Of a drawn feeder 0.95. So low that a schedule within the predictions keeps it in all intervals: 123 buses
+have 0.944 pu without any microgrid, at the day's greatest load, and so have 33 in what is predicted for some
+evenings. Otherwise the program alone has no answer to compare, and the step has one more program to solve."""
 HOURS = range(8, 17)
 """Of the first interval: sun, wind, loads and heat all have a spread, so a prediction has nine cases."""
 MU = 25.0
@@ -70,8 +71,10 @@ AGAINST = {
     CORRECTED: ("whole step, Clarabel alone",),
 }
 """What each way is compared with: the same matrices by the solver alone, and the same program in cvxpy."""
-AIMS = (2.0, 1 / 5)
-"""Greatest ratio to the solver alone and to cvxpy."""
+AIMS = {SOLVED: (2.0, 1 / 5), PROGRAM: (2.0, 1 / 5)}
+"""Greatest ratio to the solver alone and to cvxpy; a whole step has the AC check besides."""
+MOST_MS = 60.0
+"""Aim of a whole prediction."""
 
 
 @dataclass(frozen=True)
@@ -187,9 +190,9 @@ def corrections(bench: Bench, horizon: int, repeat: int, seconds: float) -> dict
     """Every way on the same hours, with what the microgrids predict for them."""
     site, engine = bench.site, bench.site.power_flow
     assert engine is not None  # every bench has one
-    observed = list(islice(_heard(bench, horizon), repeat + 1))
+    observed = heard(bench, horizon, repeat + 1)
     with noted() as notes:
-        controller = InterchangeCorrection(site, **_options(site, horizon))
+        controller = InterchangeCorrection(site, **options(site, horizon))
         program, alone = controller.program, ClarabelAlone(*notes.conic)
         (own,) = program.model.batteries
         ear = Ear(site, {own.name: own}, horizon)
@@ -218,7 +221,7 @@ def corrections(bench: Bench, horizon: int, repeat: int, seconds: float) -> dict
         return sum(float(np.ptp(region.limits("p_mw"))) for region in made.step(observation).regions.values())
 
     def construct() -> InterchangeCorrection:
-        return InterchangeCorrection(site, **_options(site, horizon))
+        return InterchangeCorrection(site, **options(site, horizon))
 
     with_solver, with_cvxpy = AGAINST[PROGRAM]
     return {
@@ -242,16 +245,20 @@ def worth(program: CorrectionProgram, case: Case, answer: Corrected) -> float:
     return float(width - options.schedule_weight * moved - options.loss_weight * losses - spent)
 
 
-def _heard(bench: Bench, horizon: int) -> Iterator[Observation]:
-    """Hour by hour, with the microgrids' predictions."""
+def heard(bench: Bench, horizon: int, many: int) -> list[Observation]:
+    """So many hours one after the other, with the microgrids' predictions."""
     ahead = max(horizon, 12)
     predictors = [InterchangePrediction(bench.site, name, ahead) for name in bench.site.microgrids]
-    for hour in cycle(HOURS):
+    found = []
+    for hour in islice(cycle(HOURS), many):
         observation = seen(bench, hour, ahead)
-        yield replace(observation, said={str(one.microgrid): one.step(observation) for one in predictors})
+        said = {str(one.microgrid): one.step(observation) for one in predictors}
+        found.append(replace(observation, said=said))
+    return found
 
 
-def _options(site: Site, horizon: int) -> dict[str, Any]:
+def options(site: Site, horizon: int) -> dict[str, Any]:
+    """Of the correction: what it may import, and reserve for every microgrid."""
     consumed = -sum(load.p_mw for load in site.loads.values())
     reserve = 0.3 * len(site.microgrids)
     return {"horizon": horizon, "slack_mw": (-1.0, 1.5 * consumed), "reserve_mw": (reserve, reserve)}
@@ -279,10 +286,13 @@ def tables(results: dict[str, dict[int, dict[str, Cost]]]) -> list[Table]:
         for way in columns[0]:
             shown.add_row(way, *(_spread(found[way]) for found in columns))
         shown.add_section()
-        for way, others in AGAINST.items():
-            for other, aim in zip(others, AIMS, strict=False) if way in columns[0] else ():
+        for way in (way for way in AGAINST if way in columns[0]):
+            for other, aim in zip_longest(AGAINST[way], AIMS.get(way, ())):
                 ratios = [median(found[way].ms) / median(found[other].ms) for found in columns]
                 shown.add_row(f"{way} : {other.split(', ')[1]}", *(_against(ratio, aim) for ratio in ratios))
+        if PREDICTED in columns[0]:
+            within = ["within" if median(found[PREDICTED].ms) <= MOST_MS else "BEYOND" for found in columns]
+            shown.add_row(f"{PREDICTED}, at most {MOST_MS:g} ms", *within)
         shown.add_row("greatest relative difference", *(f"{apart(found):.0e}" for found in columns))
         shown.add_row("once, to construct", *(_ms(_constructed(found)) for found in columns))
         made.append(shown)
@@ -293,9 +303,12 @@ def _constructed(found: dict[str, Cost]) -> float:
     return found[SOLVED if SOLVED in found else CORRECTED].once_ms
 
 
-def _against(ratio: float, aim: float) -> str:
-    shown = f"{ratio:.2f}" if aim > 1 else f"1/{1 / ratio:.1f}"
-    return f"{shown} {'within' if ratio <= aim else 'BEYOND'} {'2' if aim > 1 else '1/5'}"
+def _against(ratio: float, aim: float | None) -> str:
+    shown = f"{ratio:.2f}" if ratio > 0.5 else f"1/{1 / ratio:.1f}"
+    if aim is None:
+        return shown
+    limit = f"{aim:g}" if aim > 1 else f"1/{1 / aim:g}"
+    return f"{shown} {'within' if ratio <= aim else 'BEYOND'} {limit}"
 
 
 def _spread(found: Cost) -> str:

@@ -116,6 +116,7 @@ class ClarabelAlone:
         columns = len(q)
         settings: Any = clarabel.DefaultSettings()
         settings.verbose, settings.presolve_enable = False, False
+        settings.iterative_refinement_enable = False
         kinds = {
             "zero": clarabel.ZeroConeT,
             "nonnegative": clarabel.NonnegativeConeT,

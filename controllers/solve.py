@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import clarabel
@@ -217,6 +218,7 @@ class Linear:
         sizes = {"c": n, "row_low": rows, "row_high": rows, "low": n, "high": n}
         self._given = {name: _numbers(name, given[name], size) for name, size in sizes.items()}
         self._passed, self._A, self._warm, self._time_limit_s = self._given, A, False, time_limit_s
+        self._columns = np.arange(n, dtype=np.int32)
         start = self._given
         self._solver = _model(
             start["c"], A, start["row_low"], start["row_high"], start["low"], start["high"], time_limit_s
@@ -268,11 +270,10 @@ class Linear:
     def _solve(self, sense: Any, changes: dict[str, Array | float]) -> Optimum:
         now, solver = self._with(changes), self._solver
         new = {name: values != self._passed[name] for name, values in now.items()}
-        columns = np.arange(len(now["c"]), dtype=np.int32)
         if new["c"].any():
-            solver.changeColsCost(len(columns), columns, now["c"])
+            solver.changeColsCost(len(self._columns), self._columns, now["c"])
         if (new["low"] | new["high"]).any():
-            solver.changeColsBounds(len(columns), columns, now["low"], now["high"])
+            solver.changeColsBounds(len(self._columns), self._columns, now["low"], now["high"])
         for row in np.flatnonzero(new["row_low"] | new["row_high"]).tolist():  # older HiGHS: one by one
             solver.changeRowBounds(row, now["row_low"][row], now["row_high"][row])
         self._passed = now
@@ -305,9 +306,10 @@ class Linear:
 def _numbers(name: str, values: Array | float, size: int) -> Array:
     """(size,) costs or bounds, checked."""
     array = np.array(values, dtype=float)
-    if array.shape != (size,) and (name == "c" or array.shape != ()):
+    if array.shape == () and name != "c":
+        array = np.full(size, array)
+    if array.shape != (size,):
         raise ValueError(f"linear program: {name} has shape {array.shape}, needed is ({size},)")
-    array = np.array(np.broadcast_to(array, size))
     wrong = ~np.isfinite(array) if name == "c" else np.isnan(array)
     if wrong.any():
         at = int(np.argmax(wrong))
@@ -322,6 +324,8 @@ class Conic:
         P: (n, n) positive semidefinite, or `None` for a linear objective. q: (n,).
         A: (m, n). b: (m,).
         cones: kinds and sizes, in the order of the rows; sizes add up to m.
+        refined: whether the solver refines every linear system that it solves, which takes as long as all the
+            rest. Without, it is asked again with it where it ends without an answer, or says there is none.
 
     Raises:
         ValueError: sizes that do not fit.
@@ -336,17 +340,29 @@ class Conic:
         cones: Sequence[Cone],
         *,
         time_limit_s: float = TIME_LIMIT_S,
+        refined: bool = True,
     ) -> None:
         n, m = len(q), len(b)
         if A.shape != (m, n) or sum(size for _, size in cones) != m:
             raise ValueError(f"conic problem: A is {A.shape}, b has {m} rows, cones {list(cones)}, q has {n}")
-        settings = clarabel.DefaultSettings()
-        settings.verbose, settings.time_limit = False, time_limit_s
-        settings.presolve_enable = False  # it would forbid new values of b
         upper = sparse.csc_matrix((n, n)) if P is None else sparse.triu(sparse.csc_matrix(P), format="csc")
         kinds = [_CONES[kind](size) for kind, size in cones]
         self._q, self._b = np.array(q, dtype=float), np.array(b, dtype=float)
-        self._solver = clarabel.DefaultSolver(upper, self._q, sparse.csc_matrix(A), self._b, kinds, settings)
+        self._matrices = upper, sparse.csc_matrix(A), kinds
+        self._time_limit_s, self._refined = time_limit_s, refined
+        self._solver = self._compiled(refined)
+
+    def _compiled(self, refined: bool) -> Any:
+        settings = clarabel.DefaultSettings()
+        settings.verbose, settings.time_limit = False, self._time_limit_s
+        settings.presolve_enable = False  # it would forbid new values of b
+        settings.iterative_refinement_enable = refined
+        upper, A, kinds = self._matrices
+        return clarabel.DefaultSolver(upper, self._q, A, self._b, kinds, settings)
+
+    @cached_property
+    def _careful(self) -> Any:
+        return self._compiled(True)
 
     def minimize(self, q: Array | None = None, b: Array | None = None) -> Array:
         """The best x (n,), with another q or b than the constructor's where one is given.
@@ -355,11 +371,13 @@ class Conic:
             Infeasible: no x satisfies the cones, or the objective has no end.
             SolverFailed: Clarabel ended without a usable answer.
         """
-        self._solver.update(
-            q=self._q if q is None else np.asarray(q, dtype=float),
-            b=self._b if b is None else np.asarray(b, dtype=float),
-        )
+        q = self._q if q is None else np.asarray(q, dtype=float)
+        b = self._b if b is None else np.asarray(b, dtype=float)
+        self._solver.update(q=q, b=b)
         answer = self._solver.solve()
+        if not self._refined and str(answer.status) != "Solved":
+            self._careful.update(q=q, b=b)
+            answer = self._careful.solve()
         match str(answer.status):
             case "Solved":
                 return np.array(answer.x, dtype=float)

@@ -23,6 +23,7 @@ from controllers.network import Limits, PowerFlow
 from controllers.regulators import Regulator
 from controllers.site import Load, Site
 from scenarios.check import ScenarioInvalid, problem_at
+from scenarios.corrections import without_room
 from scenarios.coverage import covering, period, uncovered
 from scenarios.equipment import device_of, regulator_of
 from scenarios.grids import GridError, bus_of, load_grid
@@ -127,6 +128,7 @@ def build(draft: Draft, scenario: Scenario, *, only: Set[str] | None = None) -> 
     in_order = [_seat(draft, scenario, site, i) for i in wanted]
     if only is None:
         _require_periods(draft, scenario, in_order)
+        _require_room(draft, scenario, in_order)
     seats = tuple(sorted(in_order, key=lambda seat: not _goes_first(seat.controller)))
     sources = dict.fromkeys(source for seat in seats for source in _sources(seat.controller))
     driven = _driven(draft, scenario, devices, loads)
@@ -269,6 +271,19 @@ def _require_periods(draft: Draft, scenario: Scenario, seats: Sequence[Seat]) ->
             if first.every_steps % seat.every_steps:
                 advice = f"must divide that of {first.name!r}, which moves regulators and is asked before it"
                 raise _refused(draft, ("controllers", i, "every"), part.every, advice)
+
+
+def _require_room(draft: Draft, scenario: Scenario, seats: Sequence[Seat]) -> None:
+    """Capabilities of microgrids leave room for the devices that envelopes move.
+
+    Raises:
+        ScenarioInvalid: a correction of capabilities for which these stand still.
+    """
+    found = without_room([seat.controller for seat in seats])
+    if found is not None:
+        i, moved = found
+        advice = f"leaves no room for {', '.join(moved)} under envelopes; give it outside_part, e.g. 0.3"
+        raise _refused(draft, ("controllers", i, "options"), scenario.controllers[i].options, advice)
 
 
 def _goes_first(controller: Controller) -> bool:

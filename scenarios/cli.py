@@ -192,7 +192,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Run one day under each method, with the same weather, and print what each led to."""
-    from scenarios.compare import Refused, drafts, show
+    from scenarios.compare import Refused, drafts, show, titled
     from scenarios.compare import as_json as plain
     from scenarios.compare import compare as run_all
     from scenarios.envelopes import NoSuchMethod
@@ -210,8 +210,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps({"scenario": scenario.name, "methods": plain(found)}, indent=2))
     else:
-        checked = "as the linear model says" if uncertified else "certified, but for none and static"
-        title = f"{scenario.name}: {runs[0][1].raw['steps']} steps under each method, {checked}"
+        title = f"{scenario.name}: {runs[0][1].raw['steps']} steps under each {titled(runs, uncertified)}"
         show(found, title, console())
     if all(isinstance(each, Refused) for each in found):
         raise typer.Exit(2)

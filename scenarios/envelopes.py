@@ -188,7 +188,7 @@ def observe(built: Built, step: int) -> Observation:
     """What a controller sees at a step before any envelope was decided. To be asked once of a `Built`.
 
     Regulators stand where the scenario starts them, or where its controllers that are no methods of
-    envelopes put them now.
+    envelopes put them now; what these say of microgrids is heard.
     """
     scenario, site = built.scenario, built.site
     tick = Tick(step, scenario.start + step * scenario.every, Duty.FULL, scenario.start)
@@ -213,10 +213,11 @@ def observe(built: Built, step: int) -> Observation:
         connected=dict(measured.connected),
     )
     for seat in built.seats:
-        if site.regulators and not hasattr(seat.controller, "envelopes"):
+        if (site.regulators or site.microgrids) and not hasattr(seat.controller, "envelopes"):
             with suppress(ControlError):
-                moved = seat.controller.step(seen).positions
-                seen = replace(seen, positions={**seen.positions, **moved})
+                said = seat.controller.step(seen)
+                positions = {**seen.positions, **said.positions}
+                seen = replace(seen, positions=positions, said={**seen.said, seat.name: said})
     return seen
 
 

@@ -436,8 +436,8 @@ class MicrogridPart(Part):
     resync_steps: Annotated[StrictInt, Field(ge=0)] = 1
     """steps after a window before the breaker closes: it synchronises, and is an island still"""
     regulates: StrictBool = True
-    """whether its own fast controller keeps the exchange inside the capability (AIC) in force when sun, wind and
-    loads are not as forecast: by storage and engines, then sun and wind, then interruptible loads"""
+    """whether its own fast controller keeps the exchange inside the capability (AIC) in force when sun, wind
+    and loads are not as forecast: by storage and engines, then sun and wind, then interruptible loads"""
 
 
 class EveryBus(Part):
@@ -552,7 +552,8 @@ class ControllerPart(Part):
     """whether a method of envelopes publishes a schedule for the coming intervals, and how"""
     process: Name = HERE
     """where it computes: `here`, in the run's own process; `own`, in one of its own, named like it; or the
-    name of a process, which all controllers share that name it. It talks over the bus, so not `kind: memory`"""
+    name of a process, which all controllers share that name it. It talks over the bus, so not `kind: memory`
+    """
     deadline: Duration | None = None
     """how long the run waits for a decision from another process, by the wall clock; then it goes on without
     one. A step's length if not given, 30 s with the clock `fast`"""

@@ -89,7 +89,7 @@ class Supervisor:
         self._asking, self._say = asking, say
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._keepers: list[asyncio.Task[None]] = []
-        self._begun = self._closing = False
+        self._begun = False
         self._event: Callable[..., None] = lambda what, **details: None
         self._counts: Counter[str] = Counter()
 
@@ -149,7 +149,6 @@ class Supervisor:
 
     async def end(self) -> None:
         """End all processes."""
-        self._closing = True
         for process in self._tasks:
             self._asking.lost(process, "the run has ended", for_good=True)
         for keeper in self._keepers:

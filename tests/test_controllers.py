@@ -69,11 +69,18 @@ def seen(site: Site, scale: float = 0.6, *, at: datetime = NOON) -> Observation:
     q_mvar = {x.name: x.reactive(p_mw[x.name]) for x in loads} | {d.name: 0.0 for d in devices}
     known = {**{x.name: p_mw[x.name] for x in loads}, **{d.name: d.wish(0.8) for d in devices}}
     said = {}
-    for grid in site.microgrids.values():  # price and heat, and what the network's operator allows
+    for grid in (
+        site.microgrids.values()
+    ):  # price and heat, what it is capable of, and what the network's operator allows
         known |= {name: scale * size for name, size in ((grid.price, 100.0), (grid.heat, 0.5)) if name}
         p_mw[grid.name] = sum(p_mw[name] for name in grid.devices)
         box = Region.box(p_mw=(-0.2 * abs(scale), 0.2 * abs(scale)), q_mvar=(0.0, 0.0))
         said["operator"] = Decision(time=at, origin=Origin.CERTIFIED, kind=Kind.AIC, regions={grid.name: box})
+        able = Region.box(p_mw=(-0.3 * abs(scale), 0.25 * abs(scale)), q_mvar=grid.q_mvar)
+        plan = Forecast(at, site.every, (grid.name,), np.zeros((INTERVALS, 1)), np.zeros((INTERVALS, 1)))
+        said[grid.name] = Decision(
+            time=at, origin=Origin.OPTIMAL, kind=Kind.PIC, regions={grid.name: able}, plan=plan
+        )
     mean = np.tile(list(known.values()), (INTERVALS, 1))
     return Observation(
         time=at,

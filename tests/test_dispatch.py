@@ -196,9 +196,11 @@ def test_without_a_capability_it_keeps_the_exchange() -> None:
     p_mw = {n: v for n, v in seen(8).p_mw.items() if n != "mg1"}
     devices = sum(p_mw[n] for n in reference_site().microgrids["mg1"].devices)
     assert dispatcher().dispatch(replace(seen(8), p_mw=p_mw)).p_mw[0, 0] == pytest.approx(devices, abs=1e-7)
-    del p_mw["mg1_pv"]
-    with pytest.raises(Infeasible, match="mg1_pv"):
-        dispatcher().step(replace(seen(8), p_mw=p_mw))
+    for broken in ({**p_mw, "mg1_pv": float("nan")}, {n: v for n, v in p_mw.items() if n != "mg1_pv"}):
+        with pytest.raises(Infeasible, match="mg1_pv"):
+            dispatcher().step(replace(seen(8), p_mw=broken))
+    faulty = replace(observation, q_mvar={"mg1": float("nan")})  # nobody knows what to keep
+    assert {s.q_mvar for s in dispatcher().step(faulty).setpoints.values()} == {None}
 
 
 def test_what_cannot_be_reached_is_approached_at_any_cost() -> None:
@@ -255,6 +257,11 @@ def test_an_island_that_cannot_balance_says_so() -> None:
     assert decision.origin is Origin.DEGRADED
     assert decision.plan is not None
     assert decision.plan.mean[0, 0] == pytest.approx(0.2 - 0.1, abs=1e-7)  # what nobody takes
+    # its tie is open, so its rating is no reason to have no decision
+    narrow = replace(site, microgrids={"m": replace(site.microgrids["m"], tie_mw=0.01)})
+    decision = MicrogridDispatch(narrow, horizon=2).step(stuck)
+    assert decision.origin is Origin.DEGRADED
+    assert decision.setpoints["g"].p_mw == pytest.approx(0.2)
 
 
 def test_reactive_power_that_is_not_there_is_said() -> None:
@@ -300,6 +307,50 @@ def test_short_steps(every_s: int) -> None:
     assert decision.origin is Origin.OPTIMAL
     assert free - 0.1 - 1e-7 <= p_mw <= free - 0.05 + 1e-7
     assert q_mvar == pytest.approx(0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize(("price", "worth"), [(17_500.0, 150.0), (-17_500.0, 150.0), (50.0, 30_000.0)])
+def test_no_price_and_no_load_is_worth_leaving_the_capability(price: float, worth: float) -> None:
+    """Prices at a market's cap, and a load that is worth more: it still comes as close as it can."""
+    site = small([engine(), load(cost_per_mwh=worth)], price="c")
+    observation = told(site, {"l": -0.25, "c": price}, 2, p_mw={"g": 0.2})
+    controller = MicrogridDispatch(site, horizon=2)
+    for box, reached in (((0.9, 1.0), 0.4 - 0.1), ((-2.0, -1.0), 0.1 - 0.25)):
+        decision = controller.step(allowed(observation, "m", box, box))
+        assert decision.origin is Origin.DEGRADED
+        assert decision.plan is not None
+        assert decision.plan.mean[0, 0] == pytest.approx(reached, abs=1e-6)
+
+
+def test_a_capability_beyond_the_tie_is_approached_as_far_as_the_tie_goes() -> None:
+    """So is a measured exchange that is pinned a little above the rating."""
+    site, heard = reference_site(), allowed(seen(8), "mg1", (0.101, 0.101))
+    lower = allowed(seen(8), "mg1", (-0.9, -0.85))
+    narrow = replace(site, microgrids={**site.microgrids, "mg1": replace(site.microgrids["mg1"], tie_mw=0.1)})
+    for box, end in ((heard, 0.1), (lower, -0.1)):
+        found = dispatcher(site=narrow).dispatch(box)
+        assert not found.within
+        assert found.p_mw[0, 0] == pytest.approx(end)
+        assert dispatcher(site=narrow).step(box).origin is Origin.DEGRADED
+
+
+def test_devices_rated_zero_do_nothing_and_hurt_nobody() -> None:
+    reference = reference_site().devices
+    pv = replace(reference["mg1_pv"], name="v", p_mw=0.0, s_mva=0.0)  # type: ignore[call-arg]
+    wt = replace(reference["mg1_wt"], name="w", p_mw=0.0)  # type: ignore[call-arg]
+    idle: list[Device] = [
+        pv, wt, load(p_mw=0.0, firm_mw=0.0),
+        store(p_mw=0.0, s_mva=0.0, e_mwh=0.0, e_min_mwh=0.0, e_start_mwh=0.0),
+    ]  # fmt: skip
+    site = small([engine(), *idle], price="c")
+    observation = told(site, {"v": 0.0, "w": 0.0, "l": 0.0, "c": 90.0}, 2, p_mw={"g": 0.2}, e_mwh={"b": 0.0})
+    low, high = InterchangePrediction(site, horizon=2).step(observation).regions["m"].limits("p_mw")
+    assert (low, high) == pytest.approx((0.1, 0.4))  # around 0.3, within a ramp of 0.2 and the engine's range
+    decision = MicrogridDispatch(site, horizon=2).step(allowed(observation, "m", (0.3, 0.35), q_mvar=0.1))
+    assert decision.origin is Origin.OPTIMAL
+    assert decision.setpoints["g"].q_mvar == pytest.approx(0.1)
+    for device in idle:
+        assert (decision.setpoints[device.name].p_mw, decision.setpoints[device.name].q_mvar or 0.0) == (0, 0)
 
 
 def test_same_input_same_bytes() -> None:

@@ -8,6 +8,7 @@ import runpy
 import shlex
 import tomllib
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ from bridges import wire
 from bridges.area import AREA_KINDS, area_topic
 from bridges.asking import process_topic
 from controllers import Kind, Origin
+from controllers.interchange.correction import InterchangeCorrection
+from controllers.interchange.dispatch import MicrogridDispatch
+from controllers.interchange.prediction import InterchangePrediction
 from scenarios import cli
 from scenarios.cli import app
+from scenarios.report import summary
 from scenarios.run import Exit, Result
 from scenarios.world import CHILDREN, CONNECTIONS, SHIFTED
 from simulators.clock import Overrun
@@ -201,6 +206,51 @@ def test_the_readme_installs_extras_that_exist() -> None:
     for page in PAGES:
         for named in re.findall(r"pip install '\.\[([\w,]+)\]'", page.read_text("utf-8")):
             assert set(named.split(",")) <= extras.keys()
+
+
+@pytest.mark.parametrize("cls", [InterchangePrediction, InterchangeCorrection, MicrogridDispatch])
+def test_the_page_on_interchange_has_every_option_with_its_default(cls: type[Any]) -> None:
+    table = re.search(rf"(?ms)^### `{cls.__name__}`\n(.*?)(?=^##)", text("docs/interchange.md"))
+    assert table
+    said = re.findall(r"(?m)^\| `(\w+)` \| ([^|]+) \|", table[1])
+    assert len(dict(said)) == len(said)
+    taken = {}
+    for one in fields(cls):
+        if one.init and one.name != "site":
+            default = one.default if one.default_factory is MISSING else one.default_factory()
+            word = "-" if default is None else f"`{json.dumps(default)}`".replace('"', "")
+            taken[one.name] = word
+    assert dict(said) == taken
+
+
+def test_the_page_on_interchange_has_every_equation_of_the_models() -> None:
+    page = text("docs/interchange.md")
+    programs = section("docs/interchange.md", "The prediction (DPICP)")
+    programs += section("docs/interchange.md", "The correction (DPICC)")
+    assert re.findall(r"(?m)^\((A\d+)\)  ", programs) == [f"A{n}" for n in range(1, 21)]
+    for module in ("microgrid_model", "correction_rows"):
+        symbols = set(re.findall(r"# \((A\d+)\)", text(f"controllers/interchange/{module}.py")))
+        assert symbols
+        assert all(f"({symbol})" in page for symbol in symbols)
+
+
+async def test_the_page_on_interchange_shows_the_figures_of_a_run(tmp_path: Path) -> None:
+    """To the digits that are shown but for the last: other versions of the numerical libraries move those."""
+    result = await do("ieee33-interchange", tmp_path)
+    made = runpy.run_path(str(ROOT / "docs" / "make_interchange.py"))["figures"](result.directory)
+    (shown,) = re.findall(r"(?s)<!-- figures -->\n(.*?)<!-- end of figures -->", text("docs/interchange.md"))
+    now, then = ([row.split("|")[1:-1] for row in table.splitlines()] for table in (made, shown))
+    assert [row[0] for row in now] == [row[0] for row in then]
+    assert now[:2] == then[:2]
+    for new, old in zip(now[2:], then[2:], strict=True):
+        assert [float(x) for x in old[1:]] == pytest.approx([float(x) for x in new[1:]], abs=0.05), (
+            "run: python docs/make_interchange.py"
+        )
+    readme = text("README.md")
+    for microgrid in summary(result.directory).microgrids:
+        (row,) = re.findall(rf"(?m)^{microgrid.name} +(.*)$", readme)
+        numbers = (microgrid.offered_mwh, microgrid.accepted_mwh, microgrid.sold_mwh, microgrid.bought_mwh)
+        assert [float(x) for x in row.split()[:4]] == pytest.approx(numbers, abs=0.05)
 
 
 async def test_the_example_keeps_the_import_that_it_promises(tmp_path: Path) -> None:

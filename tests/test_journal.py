@@ -124,8 +124,8 @@ def test_the_columns_are_those_of_the_run_directory() -> None:
         "branches": "time, branch, p_mw, q_mvar, loading_percent",
         "devices": "time, device, p_mw, q_mvar, e_mwh, available_mw, curtailed_mw, state",
         "regulators": "time, regulator, position",
-        "exchanges": "time, microgrid, connected, p_mw, q_mvar, planned_mw, pic_low_mw, pic_high_mw, aic_low_mw,"
-        " aic_high_mw, unserved_mw, unbalanced_mw, heat_mw, boiler_mw, price_per_mwh, cost",
+        "exchanges": "time, microgrid, connected, p_mw, q_mvar, planned_mw, pic_low_mw, pic_high_mw,"
+        " aic_low_mw, aic_high_mw, unserved_mw, unbalanced_mw, heat_mw, boiler_mw, price_per_mwh, cost",
         "regions": "issued_at, valid_from, valid_until, controller, target, kind, seq, axes, A, b,"
         " binding, worst_v_pu, worst_loading_percent, power_flows",
         "setpoints": "seq, epoch, device, issued_at, valid_until, p_mw, q_mvar,"

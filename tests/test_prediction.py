@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controllers import Decision, Infeasible, Kind, Microgrid, Observation, Origin
+from controllers import Decision, Forecast, Infeasible, Kind, Microgrid, Observation, Origin
 from controllers.interchange import tradeoff
 from controllers.interchange.prediction import InterchangePrediction
 from controllers.interchange.reading import read
 from controllers.point_estimate import NegativeWeight
 from tests.interchange_cases import FIGURES, HOUR, reference_site, seen
-from tests.microgrid_cases import Case, engine, load, small, told
+from tests.microgrid_cases import Case, engine, load, small, store, told
 from tests.microgrid_oracle import best, cases, committed
 
 NAMES = tuple(FIGURES)
@@ -297,10 +297,55 @@ def test_no_plan_is_said_with_its_reason() -> None:
         InterchangePrediction(site).step(observation)
 
 
+def test_a_band_that_nobody_has_is_said_with_its_reason() -> None:
+    greedy = predictor("mg1", scalarisation="epsilon", epsilon_mwh=-100.0)
+    with pytest.raises(Infeasible, match=r"'mg1'.*as wide as epsilon_mwh asks for"):
+        greedy.step(seen(8))
+
+
+def test_an_island_that_has_no_plan_is_named() -> None:
+    """An engine that cannot go low enough, in a group: the group has no prediction, and says who is alone."""
+    site = reference_site()
+    stuck = replace(site.devices["mg2_mt"], p_mw=3.0, p_min_mw=2.5, s_mva=3.5)  # type: ignore[call-arg]
+    site = replace(site, devices={**site.devices, "mg2_mt": stuck})
+    links = [{"source": "mg2", "target": "mg1", "p_mw": 0.1}]
+    group = InterchangePrediction(site, microgrid=("mg1", "mg2"), links=links)
+    with pytest.raises(Infeasible, match=r"'mg1', 'mg2' \(mg2 not connected\)"):
+        group.step(seen(8, site=site, connected={"mg2": False}, p_mw={"mg2_mt": 2.5}))
+
+
+def test_engines_alone_need_no_forecast() -> None:
+    """Nothing is known of the coming hours, and nothing has to be."""
+    site = small([engine()])
+    observation = told(site, {"x": 1.0}, 1, p_mw={"g": 0.3})
+    observation = replace(observation, forecast=Forecast.empty(observation.time, site.every))
+    found = InterchangePrediction(site, horizon=4, beta=0.0).predict(observation)
+    # what it costs decides: as low as it goes and still has its whole ramp above, and nothing below
+    assert found.p_mw[0, 0] == pytest.approx(0.1)
+    assert (found.dn_mw[0, 0], found.up_mw[0, 0]) == pytest.approx((0.1, 0.3))
+
+
+def test_negative_prices() -> None:
+    """Paid for taking energy it takes what its devices let it take, and no more than the tie."""
+    site = small([engine(), store(), load()], tie_mw=0.2, price="c")
+    observation = told(site, {"l": -0.25, "c": -100.0}, 1, p_mw={"g": 0.1}, e_mwh={"b": 0.3})
+    found = InterchangePrediction(site, horizon=1).predict(observation)
+    # 0.1 from the engine, which cannot stop, 0.25 for the load, 0.05 stored; up by the ramp, down by nothing
+    assert found.p_mw[0, 0] == pytest.approx(-0.2)
+    assert (found.dn_mw[0, 0], found.up_mw[0, 0]) == pytest.approx((-0.2, 0.0))
+    assert found.cost[0] == pytest.approx(70 * 0.1 + 5 * 0.05 - 100 * 0.2)
+
+
 def test_missing_observations_are_named() -> None:
     controller = predictor("mg1")
-    with pytest.raises(Infeasible, match="mg1_mt"):
-        controller.step(replace(seen(8), p_mw={}))
+    for p_mw in ({}, {**seen(8).p_mw, "mg1_mt": float("nan")}):
+        with pytest.raises(Infeasible, match="mg1_mt"):
+            controller.step(replace(seen(8), p_mw=p_mw))
+    for e_mwh in (float("nan"), float("inf")):
+        with pytest.raises(Infeasible, match=r"energy of .*mg1_esd"):
+            controller.step(seen(8, e_mwh={"mg1_esd": e_mwh}))
+    with pytest.raises(Infeasible, match="is not forecast"):
+        controller.step(replace(seen(8), forecast=Forecast.empty(seen(8).time, HOUR)))
     with pytest.raises(Infeasible, match="forecast covers 3 of 12"):
         controller.step(seen(8, 3))
 
@@ -317,7 +362,11 @@ def test_options_that_do_not_fit_are_refused() -> None:
         ({"moments": {"rain": (0.0, 3.0)}}, "rain"),
         ({"moments": {"sun": (2.0, 3.0)}}, "no distribution"),
         ({"correlation": [[1.0]]}, "4 x 4"),
+        ({"correlation": [[1, 2, 0, 0], [2, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]}, "not positive definite"),
         ({"adjust_s": 0.0}, "no time"),
+        ({"adjust_s": float("inf")}, "no time"),
+        ({"links": [{"from": "mg1", "to": "mg2"}]}, "do not exist; there are .'source', 'target'"),
+        ({"links": [{"source": "mg1"}]}, "'target'. is missing"),
         ({"links": [{"source": "mg1", "target": "mg2"}]}, "joins no two"),
     ]
     for options, why in wrong:

@@ -171,6 +171,42 @@ def test_a_conic_problem_has_the_three_ends() -> None:
         Conic(None, one, np.ones((2, 1)), np.ones(2), [("nonnegative", 1)])
 
 
+def nearest(*, refined: bool) -> Conic:
+    """The point of the disc |(x, y)| <= b with the greatest 3 x + 4 y."""
+    A = np.array([[0.0, 0.0], [-1.0, 0.0], [0.0, -1.0]])
+    return Conic(None, np.array([-3.0, -4.0]), A, np.zeros(3), [("second", 3)], refined=refined)
+
+
+def test_without_refinement_the_answer_is_the_same() -> None:
+    for radius in (1.0, 5.0):
+        for refined in (True, False):
+            found = nearest(refined=refined).minimize(b=np.array([radius, 0.0, 0.0]))
+            assert found == pytest.approx([0.6 * radius, 0.8 * radius], rel=1e-6)
+    with pytest.raises(Infeasible, match="no point satisfies"):
+        nearest(refined=False).minimize(b=np.array([-1.0, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("status", ["NumericalError", "InsufficientProgress", "PrimalInfeasible"])
+def test_without_refinement_what_is_no_answer_is_asked_again_with_it(status: str) -> None:
+    @dataclass
+    class Ended:
+        status: str
+        asked: int = 0
+
+        def update(self, **given: Any) -> None:
+            self.asked += 1
+
+        def solve(self) -> Ended:
+            return self
+
+    problem = nearest(refined=False)
+    rough = problem._solver = Ended(status)
+    for radius in (1.0, 2.0):  # each time anew
+        found = problem.minimize(b=np.array([radius, 0.0, 0.0]))
+        assert found == pytest.approx([0.6 * radius, 0.8 * radius], rel=1e-6)
+    assert rough.asked == 2
+
+
 def microgrid(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A program of 204 columns, like a microgrid's over 12 hours, and nine variants of its forecasts.
 

@@ -4,18 +4,22 @@ The claim of an available interchange capability is: for every exchange of the m
 each free of the others, at the published reactive power and with the batteries on schedule, voltages and
 loadings are within limits and the reserves suffice. In the linear model the copies `up` and `dn` are its
 worst cases; here all corners and random points are asked. With `isolation_secure` a microgrid may also be
-away, with its reactive power.
+away, with its reactive power. Devices outside microgrids that may move (`outside`) are, at each corner, on
+schedule, all at their lower and all at their upper ends, and at random ends at the points; the reserves are
+looked at where they are on schedule.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from controllers.interchange.correction_rows import CorrectionRows
+from controllers.interchange.outside import Moves
 from controllers.interchange.question import Case, Corrected
 from controllers.network import PowerFlow
 
@@ -62,6 +66,21 @@ class Findings:
     """(H,) the limit that is exceeded most or is nearest, in words"""
 
 
+class _Cases(NamedTuple):
+    """What is asked, one case a row."""
+
+    p: Array
+    q: Array
+    """(cases, N) exchange of the microgrids"""
+    dp: Array
+    dq: Array
+    """(cases, n) what devices outside inject beside their schedule; no columns where nobody moves them"""
+    slack: Array
+    """(cases,) P of that at the slack bus"""
+    still: Bools
+    """(cases,) nobody outside moves"""
+
+
 class BoxCheck:
     """Asks corners and points of the intervals of a program's microgrids.
 
@@ -92,6 +111,8 @@ class BoxCheck:
         rng = np.random.default_rng(0)
         self._corners = _corners(model.N, model.options.isolation_secure, rng)
         self._points = np.concatenate([self._corners, rng.random((points, model.N))])
+        self._random = points
+        self._ends = rng.integers(0, 2, (2, points, self.flow.n))
 
     def examine(self, engine: PowerFlow, case: Case, answer: Corrected) -> Findings:
         """The findings for all intervals: corners and points of the first, of the others corners, or the two
@@ -100,21 +121,41 @@ class BoxCheck:
         many = len(self._corners) * H > LATER
         few = np.array([np.zeros(N), np.ones(N)]) if many else self._corners
         shares = [self._points, *[few] * (H - 1)]
-        at = np.repeat(np.arange(H), [len(s) + 1 for s in shares])
-        p, q = [], []
+        cases = []
         for t, share in enumerate(shares):
             away = share == AWAY
             inside = answer.dn[t] + share * (answer.up[t] - answer.dn[t])
-            p += [answer.base[t][None], np.where(away, 0.0, inside)]
-            q += [answer.q_mvar[t][None], np.where(away, 0.0, answer.q_mvar[t])]
-        return self._found(engine, case, answer, at, np.concatenate(p), np.concatenate(q))
+            p = np.concatenate([answer.base[t][None], np.where(away, 0.0, inside)])
+            q = np.concatenate([answer.q_mvar[t][None], np.where(away, 0.0, answer.q_mvar[t])])
+            cases.append(self._beside(case.moves, t, p, q))
+        at = np.repeat(np.arange(H), [len(each.p) for each in cases])
+        return self._found(engine, case, answer, at, _Cases(*map(np.concatenate, zip(*cases, strict=True))))
 
-    def _found(
-        self, engine: PowerFlow, case: Case, answer: Corrected, at: Ints, p: Array, q: Array
-    ) -> Findings:
-        model, H, n = self.model, len(case.plan), self.flow.n
+    def _beside(self, moves: Moves | None, t: int, p: Array, q: Array) -> _Cases:
+        """Exchanges (cases, N) of one interval, with all that devices outside do beside each."""
+        n = self.flow.n
+        if moves is None:
+            none = np.zeros((len(p), 0))
+            return _Cases(p, q, none, none, np.zeros(len(p)), np.ones(len(p), dtype=np.bool_))
+        ends = self._ends[:, : self._random if t == 0 else 0]
+        rest = len(p) - ends.shape[1]  # the schedule and the corners
+        again = np.concatenate([np.arange(len(p)), np.arange(rest), np.arange(rest), np.arange(rest, len(p))])
+        # 0 for the lower end, 1 for the upper, 2 for where they are on schedule
+        which = np.repeat([2, 0, 1], [len(p), rest, rest])[:, None]
+        choice_p, choice_q = (np.concatenate([np.broadcast_to(which, (len(which), n)), e]) for e in ends)
+        dp, dq = (
+            np.concatenate([x[:, t], np.zeros((1, n))])[choice, np.arange(n)]
+            for x, choice in ((moves.p_mw, choice_p), (moves.q_mvar, choice_q))
+        )
+        slack = np.append(moves.slack_mw[:, t], 0.0)[choice_p[:, 0]]
+        return _Cases(p[again], q[again], dp, dq, slack, np.arange(len(again)) < len(p))
+
+    def _found(self, engine: PowerFlow, case: Case, answer: Corrected, at: Ints, cases: _Cases) -> Findings:
+        model, H, n, p = self.model, len(case.plan), self.flow.n, cases.p
         p_bus = (case.p_mw + answer.p_b @ self._bat.T)[at] + p @ self._mg.T
-        q_bus = (case.q_mvar + answer.q_b @ self._bat.T)[at] + q @ self._mg.T
+        q_bus = (case.q_mvar + answer.q_b @ self._bat.T)[at] + cases.q @ self._mg.T
+        if case.moves is not None:
+            p_bus, q_bus = p_bus + cases.dp, q_bus + cases.dq
         both = np.zeros((2, len(at), self._buses))
         both[0][:, self._bus], both[1][:, self._bus] = p_bus, q_bus
         flows = engine.solve(both[0], both[1])
@@ -125,11 +166,13 @@ class BoxCheck:
         rating = self.flow.network.rating_mva[self._rated]
         over = np.full((len(at), n), -np.inf)
         over[:, self._rated] = ((loading / 100) ** 2 - (allowed / 100) ** 2) * rating**2
-        imported = self.flow.solve(p_bus, q_bus, case.ratio2).import_mw - self._at_slack(case, answer, at, p)
+        imported = self.flow.solve(p_bus, q_bus, case.ratio2).import_mw
+        imported = imported - self._at_slack(case, answer, at, p) - cases.slack
         first = np.searchsorted(at, np.arange(H))
         change = imported - imported[first][at]
         solved = flows.converged & np.isfinite(imported)
         reserve = np.column_stack([change, -change]) - self._reserve(answer)[at]
+        reserve[~cases.still] = -np.inf
         least, most = model.options.import_mw or (-np.inf, np.inf)
         bounds = np.column_stack([least - imported, imported - most])
 

@@ -151,7 +151,9 @@ class CompiledRows:
                 cones += [("second", group.size)] * (total // group.size) if many else [(group.kind, total)]
         P = sparse.csc_array(sparse.diags_array(rows.quadratic)) if rows.quadratic.any() else None
         columns = rows.width * rows.H
-        self._conic = Conic(P, np.zeros(columns), self._A, self._b, cones, time_limit_s=time_limit_s)
+        self._conic = Conic(
+            P, np.zeros(columns), self._A, self._b, cones, time_limit_s=time_limit_s, refined=False
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -18,7 +18,7 @@ Source: seed 003; the program in `correction_rows`, the check in `checks`. What 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -83,6 +83,10 @@ class InterchangeCorrection:
         reserve_h: for how long batteries must be able to give reserve; one step if not given.
         polish: whether the second stage is solved.
         points: random points of the first interval's check.
+        outside_part: of the rating of each device outside microgrids, what is left to it beside any exchange
+            in the capabilities, as what its default and an envelope in force allow it is; `None`: such
+            devices stay where they are forecast or measured, which is not so beside envelopes (`outside`).
+        batteries: names of the network operator's own; all outside microgrids if not given.
 
     Raises:
         ValueError: a site without microgrids or AC power flow, a network that the relaxation is not valid
@@ -113,6 +117,8 @@ class InterchangeCorrection:
     reserve_h: float | None = None
     polish: bool = True
     points: int = 200
+    outside_part: float | None = None
+    batteries: Sequence[str] | None = None
     program: CorrectionProgram = field(init=False, repr=False)
     _ear: Ear = field(init=False, repr=False)
     _repair: Repair = field(init=False, repr=False)
@@ -137,6 +143,14 @@ class InterchangeCorrection:
             for name, device in site.devices.items()
             if isinstance(device, Battery) and name not in behind
         }
+        if self.batteries is not None:
+            if strangers := [name for name in self.batteries if name not in self._batteries]:
+                known = ", ".join(self._batteries) or "none"
+                raise ValueError(
+                    f"interchange correction: batteries {strangers} are not there outside the microgrids; "
+                    f"known: {known}"
+                )
+            self._batteries = {name: self._batteries[name] for name in self.batteries}
         buses = tuple(microgrid.bus for microgrid in site.microgrids.values())
         worth = {**dict.fromkeys(site.microgrids, 1.0), **(self.weights or {})}
         self.program = CorrectionProgram(
@@ -161,10 +175,16 @@ class InterchangeCorrection:
                 reserve_h=self.reserve_h,
             ),
         )
-        self._ear = Ear(site, self._batteries, self.horizon)
+        self._ear = Ear(site, self._batteries, self.horizon, self.outside_part)
         self._binding = Binding(self.program.model, buses)
         check = BoxCheck(self.program.model, site.power_flow, self.points)
         self._repair = Repair(self.program, check, polish=self.polish)
+
+    @property
+    def customers(self) -> tuple[str, ...]:
+        """Devices outside microgrids that are not the network operator's."""
+        behind = {name for microgrid in self.site.microgrids.values() for name in microgrid.devices}
+        return tuple(name for name in self.site.devices if name not in behind and name not in self._batteries)
 
     def _refuse_options(self) -> None:
         what = "interchange correction"
@@ -176,6 +196,8 @@ class InterchangeCorrection:
         for name in ("mu_loss", "schedule_weight", "loss_weight", "energy_worth", "points"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{what}: {name} {getattr(self, name)} is negative")
+        if self.outside_part is not None and not 0 <= self.outside_part <= 1:
+            raise ValueError(f"{what}: outside_part {self.outside_part} is no part of a rating; give 0 to 1")
         if self.reserve_h is not None and not self.reserve_h > 0:
             raise ValueError(f"{what}: reserve_h {self.reserve_h} must be above 0")
         if self.slack_mw is not None and not self.slack_mw[0] <= self.slack_mw[1]:

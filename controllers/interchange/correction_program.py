@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -69,10 +68,12 @@ class CorrectionProgram:
         intervals: int,
         options: Options,
     ) -> None:
-        self._given = (flow, limits, buses, batteries, hours, intervals, options)
-        self.model = CorrectionRows(*self._given)
+        given = (flow, limits, buses, batteries, hours, intervals, options)
+        self.model = CorrectionRows(*given)
         self.weights, self.options = weights, options
         self.compiled: CompiledRows = self.model.rows.compile()
+        # Seldom needed, but in a step that has its hands full.
+        self._elastic: CompiledRows = CorrectionRows(*given, elastic=True).rows.compile()
 
     def solve(self, case: Case, tighter: Tighter, *, polish: bool = True) -> Corrected:
         """Both stages, or the first alone.
@@ -121,10 +122,6 @@ class CorrectionProgram:
             reserve=tighter.reserve - reserve,
         )
 
-    @cached_property
-    def _elastic(self) -> CompiledRows:
-        return CorrectionRows(*self._given, elastic=True).rows.compile()
-
     def slacks(self, case: Case, tighter: Tighter, answer: Corrected) -> dict[str, Array]:
         """(H, rows) by name, how far the answer is from each row."""
         return self.compiled.slacks(self.compiled.right(self.right(case, tighter)), answer.at)
@@ -135,26 +132,34 @@ class CorrectionProgram:
         low, high = model.limits.v_pu
         v2 = flow.v2_slack * case.ratio2
         first = np.where(flow.fed_by_slack, flow.t * v2, 0.0)
+        there = {copy: case.background(copy) for copy in COPIES}
         cone = np.zeros((len(model.coned), 4))
         cone[:, 0], cone[:, 3] = first[model.coned], -first[model.coned]
-        twin = flow.lossless(case.p_mw, case.q_mvar, case.ratio2)
+        twins = {copy: flow.lossless(p, q, case.ratio2) for copy, (p, q, _) in there.items()}
         right: dict[str, Array] = {}
         for copy in COPIES:
-            right[f"p {copy}"], right[f"q {copy}"] = -case.p_mw, -case.q_mvar
+            right[f"p {copy}"], right[f"q {copy}"] = -there[copy][0], -there[copy][1]
             right[f"v {copy}"], right[f"cone {copy}"] = flow.s * first, cone.ravel()
             right[f"low {copy}"] = -(low**2) - tighter.v_low
-        right |= self._loadings(tighter, twin, first)
-        right["twin voltage"] = high**2 - tighter.v_high - twin.v
-        lossless = (twin.import_mw - case.slack_mw)[:, None]
-        constant = (flow.import_offset_mw * case.ratio2 - case.slack_mw)[:, None]
+        right |= self._loadings(tighter, twins, first)
+        right["twin voltage"] = high**2 - tighter.v_high - twins["up"].v
+        lossless = {copy: (twins[copy].import_mw - there[copy][2])[:, None] for copy in COPIES}
+        constant = {copy: (flow.import_offset_mw * case.ratio2 - there[copy][2])[:, None] for copy in COPIES}
         if options.import_mw is not None:
             least, most = options.import_mw
-            right["twin import base"] = right["twin import up"] = lossless - least - tighter.imported[:, :1]
-            right["import base"] = right["import dn"] = most - constant - tighter.imported[:, 1:]
+            for copy, other in (("base", "base"), ("up", "dn")):
+                right[f"twin import {copy}"] = lossless[copy] - least - tighter.imported[:, :1]
+                right[f"import {other}"] = most - constant[other] - tighter.imported[:, 1:]
         if options.reserve_mw is not None:
             up, down = (-options.required_mw[k] - tighter.reserve[:, k : k + 1] for k in (0, 1))
-            between = constant - lossless if options.reserve_margin == "rigorous" else np.zeros((model.H, 1))
-            right["reserve up"], right["reserve down"] = up - between, down - between
+            if options.reserve_margin == "rigorous":
+                # What devices outside microgrids do beside the schedule is in the copies, not in the reserve.
+                less, more = (0.0, 0.0) if case.moves is None else case.moves.total
+                up, down = (
+                    up - (constant["dn"] - lossless["base"]) - less,
+                    down + more - (constant["base"] - lossless["up"]),
+                )
+            right["reserve up"], right["reserve down"] = up, down
         right |= {
             "high": case.high + INSIDE,
             "least": -case.low + INSIDE,
@@ -168,7 +173,7 @@ class CorrectionProgram:
             right["lost up"], right["lost dn"] = case.high, -case.low
         return right | self._stored(case, tighter)
 
-    def _loadings(self, tighter: Tighter, twin: States, first: Array) -> dict[str, Array]:
+    def _loadings(self, tighter: Tighter, twins: Mapping[str, States], first: Array) -> dict[str, Array]:
         """Of (l_max + v, 2 P, 2 Q, l_max - v) and of the lossless Q, what no variable gives."""
         at, H = self.model.rated, self.model.H
         if not len(at):
@@ -177,9 +182,9 @@ class CorrectionProgram:
         most = self.model.ell_max - tighter.ell[:, at]
         cone[..., 0], cone[..., 3] = most + first[at], most - first[at]
         found = {"loading dn": cone.reshape(H, -1).copy()}
-        cone[..., 1] = 2 * twin.P[:, at]
+        cone[..., 1] = 2 * twins["up"].P[:, at]
         found["loading up"] = cone.reshape(H, -1)
-        return found | {f"q most twin {copy}": twin.Q[:, at] for copy in ("up", "dn")}
+        return found | {f"q most twin {copy}": twins[copy].Q[:, at] for copy in ("up", "dn")}
 
     def _stored(self, case: Case, tighter: Tighter) -> dict[str, Array]:
         batteries, H = self.model.batteries, self.model.H
@@ -252,8 +257,9 @@ def _snapped(values: Array, limit: Array) -> Array:
 def relieved(case: Case, answer: Corrected, factor: Array) -> Corrected:
     """Capabilities shrunk towards the schedule by `factor` (H,), but for those that are not known."""
     scale = factor[:, None]
+    down = np.minimum(scale * (answer.dn - answer.base), -case.least[:, 0])
+    up = np.maximum(scale * (answer.up - answer.base), case.least[:, 1])
+    # Rounding must not lead outside: a sum and difference need not give back what they began with.
     return replace(
-        answer,
-        dn=answer.base + np.minimum(scale * (answer.dn - answer.base), -case.least[:, 0]),
-        up=answer.base + np.maximum(scale * (answer.up - answer.base), case.least[:, 1]),
+        answer, dn=np.maximum(answer.base + down, answer.dn), up=np.minimum(answer.base + up, answer.up)
     )

@@ -19,7 +19,7 @@ from controllers.contract import Decision, Infeasible, Observation, Origin, Setp
 from controllers.devices import Battery, DeviceState, FlexibleLoad
 from controllers.forecast import Forecast
 from controllers.interchange.microgrid_model import MicrogridModel
-from controllers.interchange.microgrid_options import Link, ModelOptions, Source
+from controllers.interchange.microgrid_options import Link, ModelOptions, Source, links
 from controllers.interchange.orders import Order, order
 from controllers.interchange.reading import Reading, members, read
 from controllers.interchange.recourse import compiled
@@ -94,11 +94,10 @@ class MicrogridDispatch:
     def __post_init__(self) -> None:
         if not 0 <= self.deviation_cost_per_mwh < np.inf:
             raise ValueError(f"dispatch: deviation_cost_per_mwh {self.deviation_cost_per_mwh} is below zero")
-        links = [link if isinstance(link, Link) else Link(**link) for link in self.links]
         options = ModelOptions(pic_sources=tuple(self.pic_sources), keep_energy=self.keep_energy)
         grids = members(self.site, self.microgrid)
         self._how = Scalarisation(mu=self.mu)
-        self._model = MicrogridModel(self.site, grids, self.horizon, links, options)
+        self._model = MicrogridModel(self.site, grids, self.horizon, links(self.links), options)
         self._steering = Steering(self._model, self.deviation_cost_per_mwh)
         self._program = compiled(self._model)
 
@@ -146,7 +145,7 @@ class MicrogridDispatch:
 
     def _solved(self, reading: Reading, orders: Mapping[str, Order]) -> Dispatched:
         model, courses = self._model, {name: one.course for name, one in orders.items()}
-        costs, bounds = model.costs(reading), model.bounds(reading)
+        costs, bounds = self._steering.costs(model.costs(reading)), model.bounds(reading)
         for kept in (self.horizon, 1, 0):  # interval 0 is what acts: it is given up last
             self._program.clear()
             try:
@@ -191,14 +190,10 @@ class MicrogridDispatch:
             if isinstance(device, FlexibleLoad):  # its power factor is fixed
                 given += device.reactive(p_mw[name])
                 continue
-            drive = (
-                abs(float(reading.column(name)[0])) / device.rating_mw
-                if name in reading.forecast.names
-                else None
-            )
             e_mwh = reading.e_mwh[name] if isinstance(device, Battery) else None
             state = DeviceState(reading.p_mw.get(name, 0.0), 0.0, e_mwh)
-            rows = device.limits(state, drive, every_s).over(("p_mw", "q_mvar"))
+            # Sun and wind limit P alone, which is settled: what they give does not matter here.
+            rows = device.limits(state, None, every_s).over(("p_mw", "q_mvar"))
             left = rows.b - rows.A[:, 0] * p_mw[name]
             up, down = rows.A[:, 1] > 1e-12, rows.A[:, 1] < -1e-12
             most[name] = max(float((left[up] / rows.A[up, 1]).min(initial=np.inf)), 0.0)

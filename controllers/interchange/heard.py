@@ -23,6 +23,7 @@ import numpy.typing as npt
 from controllers.contract import Decision, Infeasible, Kind, Observation
 from controllers.devices import Battery
 from controllers.forecast import Forecast
+from controllers.interchange.outside import Outside
 from controllers.interchange.question import Case
 from controllers.microgrid import Microgrid
 from controllers.region import Region
@@ -56,12 +57,20 @@ class Ear:
     Args:
         batteries: of the network operator, by name.
         horizon: H.
+        part: of their ratings, that is left to devices outside microgrids; `None`: nobody moves them.
+
+    Raises:
+        ValueError: (with `part`) a default that has no end.
     """
 
-    def __init__(self, site: Site, batteries: Mapping[str, Battery], horizon: int) -> None:
+    def __init__(
+        self, site: Site, batteries: Mapping[str, Battery], horizon: int, part: float | None = None
+    ) -> None:
         self.site, self.batteries, self.H = site, batteries, horizon
         behind = {name for microgrid in site.microgrids.values() for name in microgrid.devices}
-        self._others = [d for d in site.devices.values() if d.name not in behind and d.name not in batteries]
+        others = [d for d in site.devices.values() if d.name not in behind and d.name not in batteries]
+        self._others = others if part is None else []
+        self._outside = None if part is None else Outside(site, others, part, horizon)
 
     def case(self, observation: Observation, spoken: Mapping[str, Spoken]) -> Case:
         """The step's right-hand sides.
@@ -79,6 +88,7 @@ class Ear:
         for device in self._others:
             p_mw = self._known("device", device.name, ahead, measured)
             self._put(device.bus, p_mw, np.array([device.reactive(x) for x in p_mw]), p, q, slack)
+        moves = None if self._outside is None else self._outside.put(observation, ahead, p, q, slack)
         ratio = 1.0
         for name, regulator in site.regulators.items():
             position = observation.positions.get(name, regulator.start)
@@ -105,7 +115,7 @@ class Ear:
             np.column_stack(columns)
             for columns in zip(*((s.plan, s.low, s.high, *s.q) for s in each), strict=True)
         )
-        return Case(p, q, slack, plan, low, high, least, q_low, q_high, np.array(stored), ratio**2)
+        return Case(p, q, slack, plan, low, high, least, q_low, q_high, np.array(stored), ratio**2, moves)
 
     def listen(self, observation: Observation) -> dict[str, Spoken]:
         """What each microgrid said or, where it said nothing, what is known of it."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -43,6 +44,26 @@ class Link:
                 raise ValueError(
                     f"link {self.source}-{self.target}: {name} {getattr(self, name)} not in (0, 1]"
                 )
+
+
+def links(given: Sequence[Link | Mapping[str, Any]]) -> list[Link]:
+    """Links as they are, or made of their fields by name.
+
+    Raises:
+        ValueError: a field that does not exist or is missing, or a value that does not fit.
+    """
+    known = [field.name for field in fields(Link)]
+    found = []
+    for one in given:
+        if isinstance(one, Link):
+            found.append(one)
+            continue
+        if unknown := [name for name in one if name not in known]:
+            raise ValueError(f"link {dict(one)}: {unknown} do not exist; there are {known}")
+        if missing := [name for name in known[:2] if name not in one]:
+            raise ValueError(f"link {dict(one)}: {missing} is missing; it goes from a source to a target")
+        found.append(Link(**one))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from controllers.contract import Decision, Infeasible, Interval, Kind, Observation
+from controllers.interchange.reading import measured
 from controllers.interchange.steering import Course
 from controllers.microgrid import Microgrid
 from controllers.region import Region
@@ -46,9 +47,9 @@ def order(site: Site, grid: Microgrid, observation: Observation, horizon: int) -
     free = np.full(horizon, np.nan)
     if not observation.connected.get(name, True):
         zero = np.zeros(horizon)
-        return Order(Course(free, zero, zero), (0.0, 0.0), True)
+        return Order(Course(free, zero, zero, island=True), (0.0, 0.0), True)
     times = [observation.time + (i + 1) * every for i in range(horizon)]
-    low, high = np.full(horizon, -grid.tie_mw), np.full(horizon, grid.tie_mw)
+    low, high = np.full(horizon, -np.inf), np.full(horizon, np.inf)
     q_mvar, heard = (-np.inf, np.inf), False
     for decision in observation.said.values():
         if decision.kind is not Kind.AIC:
@@ -64,10 +65,11 @@ def order(site: Site, grid: Microgrid, observation: Observation, horizon: int) -
     if not heard:
         p_mw = _measured(grid, observation)
         held = np.full(horizon, p_mw)
-        q = observation.q_mvar.get(name)
+        q = measured(observation.q_mvar, name)
         return Order(Course(free, held, held), None if q is None else (q, q), False)
     if (low > high).any() or q_mvar[0] > q_mvar[1]:
         raise Infeasible(f"microgrid {name!r}: the capabilities that it heard have no point in common")
+    low[np.isinf(low)], high[np.isinf(high)] = -grid.tie_mw, grid.tie_mw
     return Order(Course(_plan(name, observation, times), low, high), q_mvar, True)
 
 
@@ -102,14 +104,16 @@ def _in_force(decision: Decision, times: list[datetime], every: timedelta) -> It
 
 def _measured(grid: Microgrid, observation: Observation) -> float:
     """The exchange as measured, by itself or as the sum of what the devices inject."""
-    if grid.name in observation.p_mw:
-        return observation.p_mw[grid.name]
-    if missing := [name for name in grid.devices if name not in observation.p_mw]:
+    exchange = measured(observation.p_mw, grid.name)
+    if exchange is not None:
+        return exchange
+    each = {name: measured(observation.p_mw, name) for name in grid.devices}
+    if missing := [name for name, p_mw in each.items() if p_mw is None]:
         raise Infeasible(
             f"microgrid {grid.name!r} heard no capability and cannot keep its exchange: not measured at the "
             f"point of common coupling, nor at {missing}"
         )
-    return sum(observation.p_mw[name] for name in grid.devices)
+    return sum(p_mw for p_mw in each.values() if p_mw is not None)
 
 
 def _plan(name: str, observation: Observation, times: list[datetime]) -> Array:

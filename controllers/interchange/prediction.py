@@ -32,7 +32,7 @@ import numpy.typing as npt
 from controllers.contract import Decision, Infeasible, Interval, Kind, Observation, Origin
 from controllers.forecast import Forecast
 from controllers.interchange.microgrid_model import PCC, MicrogridModel
-from controllers.interchange.microgrid_options import Capability, Link, ModelOptions, Source
+from controllers.interchange.microgrid_options import Capability, Link, ModelOptions, Source, links
 from controllers.interchange.reading import Reading, members, read
 from controllers.interchange.recourse import compiled, stacked
 from controllers.interchange.tradeoff import Found, Rule, Scalarisation, Tradeoff
@@ -44,6 +44,9 @@ from controllers.site import Site
 
 Array = npt.NDArray[np.float64]
 Mode = Literal["independent", "committed"]
+
+A_YEAR_S = 366 * 86400
+"""Longer than any adjustment takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +128,9 @@ class InterchangePrediction:
             raise ValueError(f"prediction: scheme {self.scheme!r} is neither '2m' nor '2m+1'")
         if not 0 <= self.beta < np.inf:
             raise ValueError(f"prediction: beta {self.beta} is below zero, or no number")
+        if self.adjust_s is not None and not 0 < self.adjust_s <= A_YEAR_S:
+            raise ValueError(f"prediction: adjust_s {self.adjust_s} is no time to adjust in; give seconds")
         grids = members(self.site, self.microgrid)
-        links = [link if isinstance(link, Link) else Link(**link) for link in self.links]
         options = ModelOptions(
             pic_sources=tuple(self.pic_sources),
             capability=self.capability,
@@ -136,7 +140,7 @@ class InterchangePrediction:
         self._how = Scalarisation(
             rule=self.scalarisation, mu=self.mu, weight=self.weight, epsilon_mwh=self.epsilon_mwh
         )
-        self._model = MicrogridModel(self.site, grids, self.horizon, links, options)
+        self._model = MicrogridModel(self.site, grids, self.horizon, links(self.links), options)
         self._uncertainty = Uncertainty(self.site, grids, self.moments, self.correlation)
         self._programs: dict[int, Tradeoff] = {1: compiled(self._model)}
 
@@ -199,6 +203,8 @@ class InterchangePrediction:
             return solve(reading, points)
         except Infeasible as error:
             names = ", ".join(repr(grid.name) for grid in self.grids)
+            if alone := [grid.name for grid in self.grids if not reading.connected[grid.name]]:
+                names += f" ({', '.join(alone)} not connected)"
             also = " and a band as wide as epsilon_mwh asks for" if self._how.rule == "epsilon" else ""
             raise Infeasible(
                 f"microgrid {names}: no plan keeps balance, tie rating, ramps and firm loads{also}: {error}"

@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from controllers.interchange.outside import Moves
+
 Array = npt.NDArray[np.float64]
 
 
@@ -60,6 +62,16 @@ class Case:
     """(B,) stored energy"""
     ratio2: float = 1.0
     """squared voltage of the source in the network's given one"""
+    moves: Moves | None = None
+    """what devices outside microgrids may do beside `p_mw`; `None`: nothing"""
+
+    def background(self, copy: str) -> tuple[Array, Array, Array]:
+        """(H, n) P and Q and (H,) P at the slack bus of everything but microgrids and batteries, in `base`,
+        `up` or `dn`."""
+        if self.moves is None or copy == "base":
+            return self.p_mw, self.q_mvar, self.slack_mw
+        k, m = ("dn", "up").index(copy), self.moves
+        return self.p_mw + m.p_mw[k], self.q_mvar + m.q_mvar[k], self.slack_mw + m.slack_mw[k]
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,12 @@ def columns(site: Site, grids: Sequence[Microgrid]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def measured(values: Mapping[str, float], name: str) -> float | None:
+    """A measurement; `None` where there is none, and where it is no finite number."""
+    value = values.get(name)
+    return value if value is not None and isfinite(value) else None
+
+
 def read(observation: Observation, site: Site, grids: Sequence[Microgrid], horizon: int) -> Reading:
     """State and forecast of microgrids, for `horizon` intervals from one step after the observation.
 
@@ -97,6 +104,8 @@ def read(observation: Observation, site: Site, grids: Sequence[Microgrid], horiz
         raise Infeasible(f"{whose}: the forecast of {forecast.issued_at} is not of a step before now")
     rows = slice(skip, skip + horizon)
     mean, std = (values[rows][:, [at[name] for name in names]] for values in (forecast.mean, forecast.std))
+    if not names:  # engines and stores alone: nothing of them is forecast
+        mean = std = np.zeros((horizon, 0))
     if len(mean) < horizon:
         raise Infeasible(
             f"{whose}: the forecast covers {len(mean)} of {horizon} intervals; raise it or lower the horizon"
@@ -108,8 +117,8 @@ def read(observation: Observation, site: Site, grids: Sequence[Microgrid], horiz
         (generators, observation.p_mw, "power"),
         (batteries, observation.e_mwh, "energy"),
     ):
-        if missing := [name for name in needed if name not in known]:
-            raise Infeasible(f"{whose}: {what} of {missing} is not measured")
+        if missing := [name for name in needed if measured(known, name) is None]:
+            raise Infeasible(f"{whose}: {what} of {missing} is not measured; without it no plan can start")
     return Reading(
         Forecast(observation.time, site.every, names, mean, std),
         {name: observation.p_mw[name] for name in generators},

@@ -25,7 +25,10 @@ from controllers.interchange.microgrid_model import PCC, MicrogridModel
 Array = npt.NDArray[np.float64]
 
 BREACH = 1e4
-"""What it costs to leave the capability [$/MWh]: more than what can be done instead, load shed included."""
+"""What it costs at least to leave the capability [$/MWh]."""
+
+DEARER = 10.0
+"""How many times the dearest that can be done instead, load shed included, it costs at least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,8 @@ class Course:
     """NaN where nobody counts on anything"""
     low: Array
     high: Array
+    island: bool = False
+    """whether its breaker is open: then what is left over or lacks is bounded by no tie"""
 
 
 class Steering:
@@ -52,8 +57,17 @@ class Steering:
             exchange = Term((me, "P_PCC"))
             over, under = (lp.block((me, s), cost=deviation_cost_per_mwh) for s in ("over", "under"))
             lp.rows([exchange, Term(over, -1.0), Term(under)], 0.0, 0.0, (me, "plan"))
-            beyond, short = (lp.block((me, s), cost=BREACH) for s in ("beyond", "short"))
+            beyond, short = (lp.block((me, s)) for s in ("beyond", "short"))
             lp.rows([exchange, Term(beyond, -1.0), Term(short)], 0.0, 0.0, (me, "capability"))
+
+    def costs(self, costs: Array) -> Array:
+        """The model's costs, and to leave the capability costs more than any of them: with a price or a load
+        that is worth more than `BREACH` the exchange still comes as close to it as it can."""
+        found, breach = costs.copy(), max(BREACH, DEARER * float(np.abs(costs).max(initial=0.0)))
+        for grid in self.model.grids:
+            for symbol in ("beyond", "short"):
+                found[self.model.lp.at((grid.name, symbol))] = breach
+        return found
 
     def bounds(self, bounds: Bounds, courses: Mapping[str, Course], kept: int) -> Bounds:
         """The model's bounds with what each microgrid is asked for.
@@ -72,6 +86,7 @@ class Steering:
             row_high[lp.row_at((me, "capability"))] = course.high
             for symbol in ("beyond", "short"):
                 high[lp.at((me, symbol))] = np.where(np.arange(self.model.horizon) < kept, 0.0, np.inf)
-            for symbol in PCC:  # an island too: its devices may fail to balance
-                low[lp.at((me, symbol))], high[lp.at((me, symbol))] = -grid.tie_mw, grid.tie_mw
+            most = np.inf if course.island else grid.tie_mw  # an island's devices may fail to balance
+            for symbol in PCC:
+                low[lp.at((me, symbol))], high[lp.at((me, symbol))] = -most, most
         return Bounds(row_low, row_high, low, high)

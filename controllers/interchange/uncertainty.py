@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 
 from controllers.devices import FlexibleLoad, PvInverter, WindTurbine
+from controllers.forecast import Forecast
 from controllers.interchange.reading import Reading
 from controllers.microgrid import Microgrid
 from controllers.point_estimate import NORMAL, Bounds, Factor, Points, Scheme
@@ -41,6 +43,10 @@ class Uncertainty:
             Factor((kind,), skewness, kurtosis)  # which no distribution has is said at once
         if self.correlation is not None and np.shape(self.correlation) != (len(KINDS), len(KINDS)):
             raise ValueError(f"prediction: the correlation is of {list(KINDS)}, so 4 x 4")
+        if self.correlation is not None:  # whatever kinds a microgrid has: a part of a good one is good
+            one = np.ones((1, len(KINDS)))
+            any_day = Forecast(datetime.min.replace(tzinfo=UTC), self.site.every, KINDS, one, one)
+            any_day.points(correlation=np.asarray(self.correlation, dtype=float))
 
     def points(self, reading: Reading, scheme: Scheme) -> Points:
         """Cases of what was read."""
