@@ -82,10 +82,14 @@ class Asking:
         token: what the run's own processes know and others do not, so that a process left behind by a run of
             the same name is not heard.
         processes: their names.
+        patient: whether an ask waits for a process that is being started, or that still owes an answer from
+            before. A step of the wall clock has no time for that: others would wait as well.
     """
 
-    def __init__(self, bus: Bus, *, run: str, token: str, processes: Iterable[str]) -> None:
-        self._bus, self._run, self._token = bus, run, token
+    def __init__(
+        self, bus: Bus, *, run: str, token: str, processes: Iterable[str], patient: bool = True
+    ) -> None:
+        self._bus, self._run, self._token, self._patient = bus, run, token, patient
         self._number = 0
         self._parcels = Parcels()
         self._waiting: dict[int, tuple[str, asyncio.Future[bytes]]] = {}
@@ -95,6 +99,8 @@ class Asking:
         self._online = {process: asyncio.Event() for process in self._life}
         self._gone: dict[str, str] = {}
         """by process that is not started again: why"""
+        self._silent: set[str] = set()
+        """processes that were late and have not been heard since"""
         self.counts: Counter[str] = Counter()
         """asks | answers-late, -doubled, -foreign, -malformed: ignored"""
         for what in ("answer/+", "state"):
@@ -123,10 +129,13 @@ class Asking:
         ours = presence.token == self._token and presence.life == self._life.get(process)
         if ours and presence.state == "online":
             self._online[process].set()
+            self._silent.discard(process)
 
     def _answer(self, process: str, header: Header, piece: bytes) -> None:
         asked = self._waiting.get(header.number)
         answer: bytes | None = None
+        if header.token == self._token:
+            self._silent.discard(process)
         if header.token != self._token or (asked is None and header.number not in self._past):
             self.counts["answers-foreign"] += 1
         elif asked is None:
@@ -150,7 +159,9 @@ class Asking:
         """A process's answer.
 
         Args:
-            within_s: how long it is waited for, and for the process to be there before it is asked.
+            within_s: how long it is waited for, and by the patient for the process to be there before it is
+                asked. The impatient ask one that was late before and has not been heard since too, which
+                shows when it is back, but do not wait for it.
 
         Raises:
             Late: it does not come in time.
@@ -159,9 +170,13 @@ class Asking:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + within_s
+        online = self._online[process]
+        if not self._patient and not online.is_set():
+            raise Late(f"process {process} is being started")
+        if within_s <= 0:
+            raise Late(f"process {process} is not asked: those before it took the time that this step has")
         self._number = number = self._number + 1
         self.counts["asks"] += 1
-        online = self._online[process]
         try:
             async with asyncio.timeout_at(end):
                 if process not in self._gone:
@@ -174,11 +189,14 @@ class Asking:
                 self._waiting[number] = process, answer
                 for i, part in enumerate(parts):
                     self._bus.publish(process_topic(self._run, process, f"ask/{i}"), part, ttl_s=left_s)
+                if not self._patient and process in self._silent:
+                    raise Late(f"process {process} is not waited for: it was late before and is silent since")
                 return await answer
         except TimeoutError:
+            self._silent.add(process)
             why = "" if self._bus.connected else "; there is no connection to the broker"
             why = why if online.is_set() else "; it is being started"
-            raise Late(f"process {process} has not answered within {within_s:g} s{why}") from None
+            raise Late(f"process {process} has not answered within {round(within_s, 3):g} s{why}") from None
         finally:
             self._forget(number, answered=False)
 

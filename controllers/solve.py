@@ -223,6 +223,7 @@ class Linear:
         self._solver = _model(
             start["c"], A, start["row_low"], start["row_high"], start["low"], start["high"], time_limit_s
         )
+        self._solver.changeObjectiveSense(highspy.ObjSense.kMinimize)
 
     def clear(self) -> None:
         """Forget the last answer and the way to it."""
@@ -241,11 +242,32 @@ class Linear:
             Infeasible: no x satisfies the rows and bounds, or the objective has no end.
             SolverFailed: HiGHS ended without an answer.
         """
-        return self._solve(highspy.ObjSense.kMinimize, changes)
-
-    def maximize(self, **changes: Array | float) -> Optimum:
-        """The greatest `c.x`; see `minimize`."""
-        return self._solve(highspy.ObjSense.kMaximize, changes)
+        now, solver = self._with(changes), self._solver
+        new = {name: values != self._passed[name] for name, values in now.items()}
+        if new["c"].any():
+            solver.changeColsCost(len(self._columns), self._columns, now["c"])
+        if (new["low"] | new["high"]).any():
+            solver.changeColsBounds(len(self._columns), self._columns, now["low"], now["high"])
+        for row in np.flatnonzero(new["row_low"] | new["row_high"]).tolist():  # older HiGHS: one by one
+            solver.changeRowBounds(row, now["row_low"][row], now["row_high"][row])
+        self._passed = now
+        ends, status = highspy.HighsModelStatus, self._run()
+        if self._warm and status not in (ends.kOptimal, ends.kTimeLimit):
+            self.clear()  # its start may be at fault
+            status = self._run()
+        if status == ends.kUnknown:
+            # The dual simplex perturbs costs, and sometimes cannot clean up after it; the primal one can.
+            self.clear()
+            solver.setOptionValue("simplex_strategy", PRIMAL)
+            status = self._run()
+            solver.setOptionValue("simplex_strategy", DUAL)
+        self._warm = True
+        if status == ends.kUnbounded:
+            raise Infeasible("the objective has no bound: a limit is missing")
+        _require_optimal(solver, status)
+        answer = solver.getSolution()
+        x, row_duals, reduced_costs = map(np.array, (answer.col_value, answer.row_dual, answer.col_dual))
+        return Optimum(x, float(now["c"] @ x), row_duals, reduced_costs)
 
     def minimize_whole(self, whole: npt.NDArray[np.bool_], **changes: Array | float) -> Array:
         """The x (n,) of least `c.x` whose marked variables are integers, exactly so; see `minimize`.
@@ -266,35 +288,6 @@ class Linear:
             name: _numbers(name, changes[name], len(known)) if name in changes else known
             for name, known in self._given.items()
         }
-
-    def _solve(self, sense: Any, changes: dict[str, Array | float]) -> Optimum:
-        now, solver = self._with(changes), self._solver
-        new = {name: values != self._passed[name] for name, values in now.items()}
-        if new["c"].any():
-            solver.changeColsCost(len(self._columns), self._columns, now["c"])
-        if (new["low"] | new["high"]).any():
-            solver.changeColsBounds(len(self._columns), self._columns, now["low"], now["high"])
-        for row in np.flatnonzero(new["row_low"] | new["row_high"]).tolist():  # older HiGHS: one by one
-            solver.changeRowBounds(row, now["row_low"][row], now["row_high"][row])
-        self._passed = now
-        solver.changeObjectiveSense(sense)
-        ends, status = highspy.HighsModelStatus, self._run()
-        if self._warm and status not in (ends.kOptimal, ends.kTimeLimit):
-            self.clear()  # its start may be at fault
-            status = self._run()
-        if status == ends.kUnknown:
-            # The dual simplex perturbs costs, and sometimes cannot clean up after it; the primal one can.
-            self.clear()
-            solver.setOptionValue("simplex_strategy", PRIMAL)
-            status = self._run()
-            solver.setOptionValue("simplex_strategy", DUAL)
-        self._warm = True
-        if status == ends.kUnbounded:
-            raise Infeasible("the objective has no bound: a limit is missing")
-        _require_optimal(solver, status)
-        answer = solver.getSolution()
-        x, row_duals, reduced_costs = map(np.array, (answer.col_value, answer.row_dual, answer.col_dual))
-        return Optimum(x, float(now["c"] @ x), row_duals, reduced_costs)
 
     def _run(self) -> Any:
         # HiGHS compares the limit with the time of all its runs so far.

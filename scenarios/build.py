@@ -24,11 +24,12 @@ from controllers.regulators import Regulator
 from controllers.site import Load, Site
 from scenarios.check import ScenarioInvalid, problem_at
 from scenarios.corrections import without_room
-from scenarios.coverage import covering, period, uncovered
+from scenarios.coverage import covering, looks_ahead, period, uncovered
 from scenarios.equipment import device_of, regulator_of
 from scenarios.grids import GridError, bus_of, load_grid
 from scenarios.load import Draft, Keys
 from scenarios.microgrids import breaker_of, followers, microgrid_of
+from scenarios.options import blamed
 from scenarios.plugins import controller_class
 from scenarios.schema import (
     HERE,
@@ -222,10 +223,10 @@ def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
         advice = "talks over the bus, and kind memory does not leave the run's; take embedded or mqtt"
         raise _refused(draft, ("controllers", i, "process"), part.process, advice)
     steps = period(scenario, part)
-    if (wrong := uncovered(scenario, part)) is not None:
+    cls = controller_class(part.uses, draft.folder)
+    if (wrong := uncovered(scenario, part, cls)) is not None:
         keys, value, advice = wrong
         raise _refused(draft, ("controllers", i, *keys), value, advice)
-    cls = controller_class(part.uses, draft.folder)
     key = "options"
     try:
         controller = cls(site, **(part.options if part.rolling else covering(cls, part.options, steps)))
@@ -241,11 +242,12 @@ def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
             looking.append(second(site, **covering(second, {}, steps)))
             controller = Fallback(*looking)
     except (Exception, SystemExit) as error:  # whatever a third party's constructor raises
-        raise _refused(
-            draft, ("controllers", i, key), dict(getattr(part, key)), f"{part.uses} refuses: {error}"
-        ) from error
+        given = dict(getattr(part, key))
+        name = blamed(str(error), given) if key == "options" else None
+        where, value = ((key,), given) if name is None else ((key, name), given[name])
+        raise _refused(draft, ("controllers", i, *where), value, f"{part.uses} refuses: {error}") from error
     covered = scenario.forecast.intervals
-    for asked in (getattr(one, "intervals", 1) for one in looking):
+    for asked in (getattr(one, looks_ahead(type(one)), 1) for one in looking):
         if isinstance(asked, int) and asked > covered:
             advice = f"{part.uses} looks {asked} steps ahead, but a forecast covers {covered}; raise it"
             advice += f", or ask it more often than each {steps} steps" if asked == steps > 1 else ""

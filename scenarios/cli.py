@@ -222,25 +222,32 @@ def check(file: File, changes: Sets = [], as_json: Json = False) -> None:  # noq
     from dataclasses import asdict
 
     from scenarios.build import build
-    from scenarios.check import ScenarioInvalid, validate
+    from scenarios.check import Problem, ScenarioInvalid, notices, validate
     from scenarios.load import ScenarioUnreadable, load
 
-    problems = []
+    problems: list[Problem] = []
+    noticed: list[Problem] = []
     try:
         draft = load(file, changes)
-        build(draft, validate(draft))
+        scenario = validate(draft)
+        build(draft, scenario)
+        noticed = notices(draft, scenario)
     except ScenarioUnreadable as error:
         _fail(2, str(error))
     except ScenarioInvalid as error:
         problems = error.problems
     if as_json:
-        typer.echo(json.dumps({"scenario": file, "problems": [asdict(p) for p in problems]}, indent=2))
+        lists = {"problems": problems, "notices": noticed}
+        found = {name: [asdict(one) for one in several] for name, several in lists.items()}
+        typer.echo(json.dumps({"scenario": file, **found}, indent=2))
     elif problems:
         typer.echo(f"{file}: {len(problems)} problem(s)", err=True)
         for problem in problems:
             typer.echo(f"  {problem}", err=True)
     else:
         typer.echo(f"{file}: no problem found")
+        for notice in noticed:
+            typer.echo(f"  notice: {notice}", err=True)
     raise typer.Exit(2 if problems else 0)
 
 

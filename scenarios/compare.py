@@ -177,7 +177,7 @@ def compare(
     folders = [root / method.acronym.replace(" ", "-") for method, _ in runs]
     flags = [certified and is_checked(method) for method, _ in runs]
     jobs = [
-        (method.acronym, draft, folder, flag)
+        (method.acronym, draft, folder, flag, method.agreement if isinstance(method, Alternative) else None)
         for (method, draft), folder, flag in zip(runs, folders, flags, strict=True)
     ]
     if len(jobs) == 1:
@@ -199,8 +199,10 @@ def is_checked(method: Method | Alternative) -> bool:
     return not isinstance(method, Alternative) and not issubclass(method, FixedLimits)
 
 
-def one(method: str, draft: Draft, root: Path, certified: bool) -> Outcome | Refused:
-    """One run and its figures, in a process of its own."""
+def one(
+    method: str, draft: Draft, root: Path, certified: bool, agreement: Mapping[str, Any] | None = None
+) -> Outcome | Refused:
+    """One run and its figures, in a process of its own; `agreement` as in `interchange`."""
     started = wall_time.perf_counter()
     try:
         scenario = validate(draft)
@@ -210,7 +212,7 @@ def one(method: str, draft: Draft, root: Path, certified: bool) -> Outcome | Ref
         return Refused(method=method, why=str(error))
     took_s = wall_time.perf_counter() - started
     found = outcome(result.directory, scenario, method, certified, result.why, took_s)
-    return replace(found, interchange=interchange(result.directory, draft, scenario))
+    return replace(found, interchange=interchange(result.directory, draft, scenario, agreement))
 
 
 def outcome(

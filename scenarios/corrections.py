@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +25,8 @@ class Alternative:
     """how it is asked for"""
     options: Mapping[str, Any] | None
     """of `InterchangeCorrection`, in place of the scenario's of these names; `None`: nothing is corrected"""
+    agreement: Mapping[str, Any] = field(default_factory=dict)
+    """of the scenario's own correction, see `AGREEMENT`"""
 
 
 ALTERNATIVES: Mapping[str, Alternative] = MappingProxyType({
@@ -38,6 +40,16 @@ predictions shared evenly; such that any microgrid may leave."""
 
 USUAL = ("uncorrected", "corrected")
 """What is compared if nothing is asked."""
+
+
+AGREEMENT = ("reserve_mw", "slack_mw", "batteries", "reserve_h")
+"""Options of the correction that say what reserve the operator has, whoever corrects."""
+
+
+def agreed(draft: Draft, scenario: Scenario) -> dict[str, Any]:
+    """What the scenario's correction has to keep in reserve, and of what."""
+    own = corrector(draft, scenario)
+    return {key: own.options[key] for key in AGREEMENT if own is not None and key in own.options}
 
 
 def corrector(draft: Draft, scenario: Scenario) -> ControllerPart | None:
@@ -74,14 +86,14 @@ def alternatives(
     draft: Draft, scenario: Scenario, chosen: Sequence[Alternative]
 ) -> Iterator[tuple[Alternative, dict[str, Any]]]:
     """The scenario's raw mapping under each alternative; everything else is as it was."""
-    own = corrector(draft, scenario)
+    own, agreement = corrector(draft, scenario), agreed(draft, scenario)
     assert own is not None  # `wanted` saw it
     for one in chosen:
         raw = copy.deepcopy(draft.raw)
         raw["controllers"] = [
             _replaced(part, one) if part.get("name") == own.name else part for part in raw["controllers"]
         ]
-        yield one, raw
+        yield replace(one, agreement=agreement), raw
 
 
 def _replaced(part: dict[str, Any], one: Alternative) -> dict[str, Any]:

@@ -136,7 +136,8 @@ class InterchangeRespected(_Part):
 
     what: Literal["interchange_respected"]
     share: Share = 1.0
-    """least share of the steps of connected microgrids for which a capability (AIC) is in force"""
+    """least share of the steps of connected microgrids, the run's first left out if nothing is in force yet;
+    without a capability (AIC) later on a step is not respected"""
     tolerance_mw: NotNegative = 1e-6
     """how far outside still counts as inside"""
 

@@ -10,7 +10,7 @@
 
 The reserve is that of the correction's program at what the plant did: of the slack bus, what the operator's
 agreement gives (`reserve_mw`) and the limits of its import leave, and of the operator's batteries what power
-and energy leave for a step. It is known where the correction has an agreement and the slack bus feeds lines
+and energy leave for a step. The agreement is the scenario's, also for a day on which nobody corrects. It is known where the correction has an agreement and the slack bus feeds lines
 or transformers from their first side, whose flows a run records.
 """
 
@@ -28,10 +28,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from scenarios.corrections import corrector
+from scenarios.corrections import agreed, corrector
 from scenarios.envelope_report import number
 from scenarios.figures import rows
-from scenarios.grids import bus_of, load_grid
+from scenarios.grids import at_slack, bus_of, load_grid, slack_buses
 from scenarios.load import Draft
 from scenarios.microgrid_report import microgrids
 from scenarios.schema import BatteryPart, Scenario
@@ -54,13 +54,19 @@ class Interchange:
     """for less import"""
 
 
-def interchange(run_dir: Path, draft: Draft, scenario: Scenario) -> Interchange | None:
-    """The figures of a run's folder; `None` where nobody corrects capabilities of microgrids."""
-    own = corrector(draft, scenario)
-    if own is None:
+def interchange(
+    run_dir: Path, draft: Draft, scenario: Scenario, agreement: Mapping[str, Any] | None = None
+) -> Interchange | None:
+    """The figures of a run's folder; `None` where nobody corrects capabilities of microgrids.
+
+    Args:
+        agreement: what the reserve is counted by, as in `agreed`; that of the scenario if not given.
+    """
+    if corrector(draft, scenario) is None:
         return None
     found = microgrids(run_dir, scenario.every)
-    up, down = reserve(run_dir, draft, scenario, own.options)
+    agreement = agreed(draft, scenario) if agreement is None else agreement
+    up, down = reserve(run_dir, draft, scenario, agreement)
     return Interchange(
         offered_mwh=_sum([one.offered_mwh for one in found]),
         accepted_mwh=_sum([one.accepted_mwh for one in found]),
@@ -91,17 +97,17 @@ def table(found: Mapping[str, Interchange | None]) -> Table:
 
 
 def reserve(
-    run_dir: Path, draft: Draft, scenario: Scenario, options: Mapping[str, Any]
+    run_dir: Path, draft: Draft, scenario: Scenario, agreement: Mapping[str, Any]
 ) -> tuple[float | None, float | None]:
     """Mean reserve for more and for less import [MW]."""
-    if options.get("reserve_mw") is None:
+    if agreement.get("reserve_mw") is None:
         return None, None
     imported = imports(run_dir, draft, scenario)
     if not imported:
         return None, None
-    agreed_up, agreed_down = options["reserve_mw"]
-    least, most = options.get("slack_mw") or (-float("inf"), float("inf"))
-    batteries = _batteries(run_dir, scenario, options)
+    agreed_up, agreed_down = agreement["reserve_mw"]
+    least, most = agreement.get("slack_mw") or (-float("inf"), float("inf"))
+    batteries = _batteries(run_dir, scenario, agreement)
     ups, downs = [], []
     for time, p_mw in imported.items():
         up, down = batteries.get(time, (0.0, 0.0))
@@ -113,7 +119,7 @@ def reserve(
 def imports(run_dir: Path, draft: Draft, scenario: Scenario) -> dict[datetime, float]:
     """Import at the slack bus [MW] by time; nothing where the run does not record it."""
     net = load_grid(scenario.grid.network, draft.folder)
-    branches, there = _at_slack(net)
+    branches, there = at_slack(net)
     if not branches:
         return {}
     found: defaultdict[datetime, float] = defaultdict(float)
@@ -122,49 +128,25 @@ def imports(run_dir: Path, draft: Draft, scenario: Scenario) -> dict[datetime, f
         if row["branch"] in branches and row["p_mw"] is not None:
             found[row["time"]] += row["p_mw"]
             seen[row["time"]] += 1
-    there |= {part.name for part in scenario.devices if bus_of(net, part.bus) in _slacks(net)}
+    there |= {part.name for part in scenario.devices if bus_of(net, part.bus) in slack_buses(net)}
     for row in rows(run_dir, "devices", ["time", "device", "p_mw"]):
         if row["device"] in there:
             found[row["time"]] -= row["p_mw"] or 0.0
     return {time: p_mw for time, p_mw in found.items() if seen[time] == len(branches)}
 
 
-def _slacks(net: Any) -> set[str]:
-    return {str(bus) for bus in net.ext_grid.bus[net.ext_grid.in_service.astype(bool)]}
-
-
-def _at_slack(net: Any) -> tuple[set[str], set[str]]:
-    """Branches that the slack bus feeds from their first side, none where one is the other way round, and the
-    loads at the slack bus."""
-    slack = _slacks(net)
-    branches = set()
-    for table, first, second in (("line", "from_bus", "to_bus"), ("trafo", "hv_bus", "lv_bus")):
-        for row in net[table][net[table].in_service.astype(bool)].itertuples():
-            if str(getattr(row, second)) in slack:
-                return set(), set()
-            if str(getattr(row, first)) in slack:
-                branches.add(f"{table}:{row.Index}")
-    if len(net.switch) and (net.switch.et == "b").any():
-        at = net.switch[net.switch.et == "b"]
-        if set(at.bus.astype(str)) & slack or set(at.element.astype(str)) & slack:
-            return set(), set()
-    tables = ("load", "sgen", "storage")
-    loads = {f"{t}:{i}" for t in tables for i, bus in net[t].bus.items() if str(bus) in slack}
-    return branches, loads
-
-
 def _batteries(
-    run_dir: Path, scenario: Scenario, options: Mapping[str, Any]
+    run_dir: Path, scenario: Scenario, agreement: Mapping[str, Any]
 ) -> dict[datetime, tuple[float, float]]:
     """What the operator's batteries could give and take beside what they did, by time [MW]."""
     behind = {name for part in scenario.microgrids for name in part.devices}
-    named = options.get("batteries")
+    named = agreement.get("batteries")
     own = {
         part.name: part
         for part in scenario.devices
         if isinstance(part, BatteryPart) and part.name not in behind and (named is None or part.name in named)
     }
-    lasting = float(options.get("reserve_h") or scenario.every / timedelta(hours=1))
+    lasting = float(agreement.get("reserve_h") or scenario.every / timedelta(hours=1))
     found: dict[datetime, tuple[float, float]] = {}
     for row in rows(run_dir, "devices", ["time", "device", "p_mw", "q_mvar", "e_mwh"]):
         part = own.get(row["device"])

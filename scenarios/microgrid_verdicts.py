@@ -24,9 +24,14 @@ from scenarios.findings import (
 
 
 def interchange_respected(run_dir: Path, expected: InterchangeRespected) -> Verdict:
-    """Whether each exchange was inside the capability that was in force."""
-    checked = held = missing = 0
-    gap = worst = spoken = None
+    """Whether each exchange was inside the capability that was in force.
+
+    A connected microgrid has one from the second step on, the first in which a decision can act; a later step
+    without one is not respected.
+    """
+    checked = held = missing = without = 0
+    gap = worst = spoken = lacked = None
+    times = step_times(run_dir)[0]
     seen: Counter[str] = Counter()
     uncounted: Counter[str] = Counter()
     columns = ["time", "microgrid", "connected", "p_mw", "aic_low_mw", "aic_high_mw"]
@@ -38,7 +43,11 @@ def interchange_respected(run_dir: Path, expected: InterchangeRespected) -> Verd
             uncounted["isolated"] += 1
             continue
         if low is None or high is None:
-            uncounted["without_capability"] += 1
+            if time == times[0]:
+                uncounted["before_the_first_decision"] += 1
+                continue
+            checked, without = checked + 1, without + 1
+            lacked = lacked or f"{labelled('microgrid', name)}, {stamp(time)}"
             continue
         checked += 1
         if p_mw is None:
@@ -53,7 +62,9 @@ def interchange_respected(run_dir: Path, expected: InterchangeRespected) -> Verd
                 f"{leading(by - expected.tolerance_mw)}{labelled('microgrid', name)} at {p_mw:.6g} MW, "
                 f"{stamp(time)}, {distance(by, 'MW')} of [{low:.6g}, {high:.6g}]"
             )
-    steps = len(step_times(run_dir)[0])
+    if without:
+        spoken = "; ".join(filter(None, [f"{without} without capability, first of {lacked}", spoken]))
+    steps = len(times)
     gone = {name: steps - n for name, n in sorted(seen.items()) if n < steps}
     return shared(
         expected,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any
 
+from controllers.interchange.dispatch import MicrogridDispatch
+from controllers.interchange.prediction import InterchangePrediction
 from controllers.microgrid import Microgrid
 from scenarios.grids import GridError, bus_of
 from scenarios.load import Keys
-from scenarios.schema import MicrogridPart
+from scenarios.schema import MicrogridPart, Scenario
 from simulators.microgrids import Breaker
 
 Wrong = tuple[Keys, Any, str]
@@ -60,12 +63,61 @@ def named_twice(raw: dict[str, Any]) -> Iterator[Wrong]:
             yield (*keys, "price"), price, advice
 
 
+PRICES = ("daily", "table")
+"""Kinds of profile that can be a price; the others are weather and demand."""
+
+
+def not_prices(raw: dict[str, Any]) -> Iterator[Wrong]:
+    """Prices that are profiles of something else, in per unit."""
+    profiles = raw.get("profiles")
+    known = profiles if isinstance(profiles, dict) else {}
+    follows = {str(item.get("profile")): str(item.get("name")) for _, item in _items(raw, "devices")}
+    for keys, item in _items(raw, "microgrids"):
+        if not isinstance(price := item.get("price"), str):
+            continue
+        kind = known[price].get("kind") if isinstance(known.get(price), dict) else None
+        unit = "a price is in $/MWh: give it a profile of its own"
+        if kind is not None and kind not in PRICES:
+            yield (
+                (*keys, "price"),
+                price,
+                f"is a profile of kind {kind}; {unit}, of kind {' or '.join(PRICES)}",
+            )
+        elif price in follows:
+            yield (*keys, "price"), price, f"is followed by device {follows[price]!r} in per unit; {unit}"
+
+
+LINKED = tuple(f"{cls.__module__}:{cls.__name__}" for cls in (InterchangePrediction, MicrogridDispatch))
+"""Controllers that plan with links between microgrids."""
+
+
+def out_of_sight(scenario: Scenario) -> Iterator[Wrong]:
+    """What a scenario says of microgrids and its run does not show."""
+    start, end = scenario.start, scenario.start + scenario.steps * scenario.every
+    for i, part in enumerate(scenario.microgrids):
+        resync = part.resync_steps * scenario.every
+        for k, (opens, closes) in enumerate(part.isolated):
+            if closes + resync <= start or opens >= end:
+                advice = f"is outside the run, which goes from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}"
+                window = f"{opens:%Y-%m-%d %H:%M} to {closes:%Y-%m-%d %H:%M}"
+                yield ("microgrids", i, "isolated", k), window, f"{advice}: it changes nothing"
+    for i, controller in enumerate(scenario.controllers):
+        if controller.options.get("links") and controller.uses in LINKED:
+            yield (
+                ("controllers", i, "options", "links"),
+                controller.options["links"],
+                "is planned with, but the simulated grid knows no link: what is sent does not flow",
+            )
+
+
 def misplaced_devices(raw: dict[str, Any], net: Any) -> Iterator[Wrong]:
     """Devices of microgrids that do not exist, are elsewhere, have no profile, or are named again."""
     devices = {str(item.get("name")): item for _, item in _items(raw, "devices")}
     taken: dict[str, str] = {}
     for keys, item in _items(raw, "microgrids"):
         names = item.get("devices")
+        if (wrong := _elsewhere(keys, item, devices, net)) is not None:
+            yield wrong
         for i, name in enumerate(names if isinstance(names, list) else []):
             where: Keys = (*keys, "devices", i)
             if not isinstance(name, str):
@@ -80,11 +132,22 @@ def misplaced_devices(raw: dict[str, Any], net: Any) -> Iterator[Wrong]:
             taken.setdefault(name, str(item.get("name")))
             device = devices[name]
             at, wanted = _bus(net, device.get("bus")), _bus(net, item.get("bus"))
-            if at is not None and wanted is not None and at != wanted:
+            if wrong is None and at is not None and wanted is not None and at != wanted:
                 advice = f"is at bus {at}, the microgrid at bus {wanted}; put both at one bus"
                 yield where, name, advice
             if device.get("kind") == "flexible-load" and device.get("profile") is None:
                 yield where, name, "has no profile, so that nobody can forecast its demand; give it one"
+
+
+def _elsewhere(keys: Keys, item: dict[str, Any], devices: dict[str, Any], net: Any) -> Wrong | None:
+    """A microgrid of several devices that are all at one bus, and it at another: its own is the wrong one."""
+    names, wanted = item.get("devices"), _bus(net, item.get("bus"))
+    known = [devices[name] for name in names if name in devices] if isinstance(names, list) else []
+    at = Counter(_bus(net, device.get("bus")) for device in known)
+    (bus, _), *others = at.most_common() or [(None, 0)]
+    if len(known) < 2 or others or bus is None or wanted in (None, bus):
+        return None
+    return (*keys, "bus"), item.get("bus"), f"is not where its devices are: they are all at bus {bus}"
 
 
 def _bus(net: Any, ref: Any) -> str | None:

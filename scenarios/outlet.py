@@ -16,7 +16,7 @@ from bridges.bus import Bus, BusUnreachable, Message
 from bridges.memory import MemoryBus
 from bridges.mqtt import MqttBus
 from bridges.publisher import Publisher, last_will
-from controllers.contract import Instruction, Span
+from controllers.contract import Instruction, Kind, Span
 from controllers.devices import still
 from scenarios.schema import AnyBus, EmbeddedBusPart, MemoryBusPart, MqttBusPart
 from simulators.clock import Clock
@@ -38,12 +38,9 @@ class BusOutlet:
         wall = self._clock.on_wall if self._clock.paced else None
         self._publisher.send(instruction, ttl_s, wall=wall)
 
-    def announce(self, turn: Turn, area: str, seq: int, issued_at: datetime, ttl_s: float) -> None:
+    def announce(self, turn: Turn, area: str, seq: int, issued_at: datetime, ttl_s: float) -> datetime:
+        assert turn.decision is not None
         wall = self._clock.on_wall if self._clock.paced else None
-        if turn.decision is None:
-            if turn.withdrawn is not None:
-                self._publisher.retract(area, turn.withdrawn.kind)
-            return
         spans = []
         for interval in turn.decision.intervals(turn.valid_from, turn.valid_until):
             if (region := interval.regions.get(area)) is None:
@@ -72,6 +69,10 @@ class BusOutlet:
             plan=turn.decision.plan,
             wall=wall,
         )
+        return said.valid_until
+
+    def retract(self, area: str, kind: Kind) -> None:
+        self._publisher.retract(area, kind)
 
     def heartbeat(self, step: int, period_s: float, next_deadline: datetime) -> None:
         self._publisher.heartbeat(step, period_s, next_deadline)

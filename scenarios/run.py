@@ -194,7 +194,9 @@ class _Session:
             supervisor.report_to(self._lost)
         # Whoever waits for another process must not hold the event loop, through which the answer comes.
         in_thread = clock.paced or supervisor is not None
-        self.controllers = ControllersSimulator(site, seats, epoch, in_thread, event)
+        self.controllers = ControllersSimulator(
+            site, seats, epoch, in_thread, event, None if supervisor is None else supervisor.step_begins
+        )
         self.outbox = OutboxSimulator(BusOutlet(self._publisher, clock), clock, event)
         self.recorder = RecorderSimulator(
             self._journal,

@@ -397,6 +397,15 @@ class HeatPart(Part):
     """profile that it follows, in per unit of `mw`"""
 
 
+def _windows(value: Any) -> Any:
+    """As it is, if it is a list of pairs."""
+    if not isinstance(value, list | tuple) or any(
+        not isinstance(one, list | tuple) or len(one) != 2 for one in value
+    ):
+        raise ValueError("write windows as [[from, until], ...], each with a beginning and an end")
+    return value
+
+
 def _after(windows: tuple[tuple[AwareDatetime, AwareDatetime], ...]) -> Any:
     last = None
     for start, end in windows:
@@ -431,7 +440,9 @@ class MicrogridPart(Part):
     """of energy not served at loads that are not interruptible [$/MWh]"""
     spill_cost_per_mwh: NotNegative = 1.0
     """of sun and wind not used [$/MWh]"""
-    isolated: Annotated[tuple[tuple[AwareDatetime, AwareDatetime], ...], AfterValidator(_after)] = ()
+    isolated: Annotated[
+        tuple[tuple[AwareDatetime, AwareDatetime], ...], BeforeValidator(_windows), AfterValidator(_after)
+    ] = ()
     """windows `[from, until]`, in order, in which its breaker is open: it is an island"""
     resync_steps: Annotated[StrictInt, Field(ge=0)] = 1
     """steps after a window before the breaker closes: it synchronises, and is an island still"""

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -37,6 +38,9 @@ STOP_S = 3.0
 POLL_S = 0.02
 FAST_DEADLINE_S = 30.0
 """Deadline of a decision where the clock sets none."""
+ASKED_SHARE = 0.75
+"""Part of a step of the wall clock after which no answer is waited for, if no deadline is given: the rest is
+for instructions, the power flow and the tables."""
 
 
 class NoProcess(Exception):
@@ -59,8 +63,11 @@ class StandIn:
     name: str
     process: str
     deadline_s: float
+    """since `begun`; of each ask for itself where that is `None`"""
     asking: Asking
     loop: asyncio.AbstractEventLoop
+    begun: Callable[[], float] | None = None
+    """when the run began to ask the controllers of this step [s], by the monotonic clock"""
 
     def step(self, observation: Observation) -> Decision:
         """The decision of the controller that it stands in for.
@@ -70,7 +77,10 @@ class StandIn:
             ControlError, Exception: what the controller has raised.
         """
         message = conversation.ask(self.name, observation)
-        asked = self.asking.ask(self.process, message, self.deadline_s)
+        left_s = self.deadline_s
+        if self.begun is not None:
+            left_s -= time.monotonic() - self.begun()
+        asked = self.asking.ask(self.process, message, left_s)
         reply = asyncio.run_coroutine_threadsafe(asked, self.loop).result()
         return conversation.answered(reply, self.name)
 
@@ -90,6 +100,7 @@ class Supervisor:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._begun = False
+        self._asked_at = time.monotonic()
         self._event: Callable[..., None] = lambda what, **details: None
         self._counts: Counter[str] = Counter()
 
@@ -106,6 +117,10 @@ class Supervisor:
         """Take `event(what, **details)` for what happens from now on."""
         self._event = event
 
+    def step_begins(self) -> None:
+        """The controllers of a step are asked from now on: the deadlines of a paced clock count from here."""
+        self._asked_at = time.monotonic()
+
     def seated(self, seats: Sequence[Seat], scenario: Scenario, period_s: float | None) -> tuple[Seat, ...]:
         """The seats, with stand-ins for the controllers in other processes.
 
@@ -117,10 +132,11 @@ class Supervisor:
         found = []
         for seat in seats:
             if (part := parts.get(seat.name)) is not None:
-                deadline_s = FAST_DEADLINE_S if period_s is None else period_s
+                deadline_s = FAST_DEADLINE_S if period_s is None else period_s * ASKED_SHARE
                 if part.deadline is not None:
                     deadline_s = part.deadline.total_seconds()
-                other = StandIn(seat.name, part.process_name, deadline_s, self._asking, loop)
+                begun = None if period_s is None else lambda: self._asked_at
+                other = StandIn(seat.name, part.process_name, deadline_s, self._asking, loop, begun)
                 seat = replace(seat, controller=other)
             found.append(seat)
         return tuple(found)
@@ -233,7 +249,8 @@ async def supervised(
     Args:
         there: the run's broker.
         run: name of the run.
-        patient: whether the event loop may be blocked for long.
+        patient: whether no step waits for the wall clock: the event loop may be blocked for long, and a
+            process that is started again is waited for.
         stop: when set, it is no longer waited for processes that are starting.
         say: takes lines for the user.
 
@@ -244,7 +261,7 @@ async def supervised(
     processes, token = processes_of(scenario), secrets.token_hex(16)
     client_id = f"gridpace-{run}-asks-{secrets.token_hex(4)}"
     bus = connect(there, folder=draft.folder, client_id=client_id, patient=patient)
-    asking = Asking(bus, run=run, token=token, processes=processes)
+    asking = Asking(bus, run=run, token=token, processes=processes, patient=patient)
     tasks = [
         Task(
             raw=draft.raw,

@@ -211,6 +211,10 @@ class ControllersSimulator(Stage):
     A controller that raises has no decision: what it said last stays in force until it expires or a
     regulator moves, then the devices obey their defaults. Nothing a controller raises or returns ends the
     run.
+
+    Args:
+        in_thread: whether controllers are asked outside the event loop's thread.
+        begins: called in each step before the first one is asked.
     """
 
     def __init__(
@@ -220,6 +224,7 @@ class ControllersSimulator(Stage):
         epoch: int,
         in_thread: bool,
         event: Event,
+        begins: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(
             "controllers",
@@ -227,8 +232,9 @@ class ControllersSimulator(Stage):
             gives=["turns", "instructions", "positions"],
         )
         self._site, self._seats, self._event = site, tuple(seats), event
-        self._in_thread = in_thread
+        self._in_thread, self._begins = in_thread, begins
         self._dispatch = Dispatch(site, [seat.name for seat in self._seats], epoch)
+        self._degraded: set[str] = set()
         self.counts: Counter[str] = Counter()
 
     def work(self, time: int, given: dict[str, list[Any]]) -> Awaitable[Any] | None:
@@ -244,6 +250,8 @@ class ControllersSimulator(Stage):
         self, tick: Tick, measured: Measured, forecast: Forecast, reports: Sequence[DeviceReport]
     ) -> Mapping[str, Instruction]:
         """One step: ask whoever is due, merge, number."""
+        if self._begins is not None:
+            self._begins()
         due = [seat for seat in self._seats if tick.step % seat.every_steps == 0]
         acts_at = tick.time + self._site.every
         turns: list[Turn] = []
@@ -251,6 +259,7 @@ class ControllersSimulator(Stage):
         for seat in due:
             turn = self._ask(seat, tick, acts_at, measured, forecast, reports)
             self._dispatch.take(turn)
+            self._tell_degraded(tick, turn)
             turns.append(turn)
             if turn.decision is not None:
                 touched |= turn.decision.regions.keys() | turn.decision.setpoints.keys()
@@ -264,6 +273,22 @@ class ControllersSimulator(Stage):
             "positions": self._dispatch.positions,
         }
         return instructions
+
+    def _tell_degraded(self, tick: Tick, turn: Turn) -> None:
+        """An event when a controller's decisions begin to be degraded, with its own reason if it gives one."""
+        if turn.decision is None:
+            return
+        if turn.origin is not Origin.DEGRADED:
+            self._degraded.discard(turn.controller)
+        elif turn.controller not in self._degraded:
+            self._degraded.add(turn.controller)
+            reasons: dict[str, list[str]] = {}
+            for target, certificate in turn.decision.certificates.items():
+                if certificate.binding is not None:
+                    reasons.setdefault(certificate.binding, []).append(target)
+            said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+            why = f"{turn.controller}: {said or 'its decision gives no reason'}"
+            self._event(tick.time, "degraded", step=tick.step, controller=turn.controller, why=why)
 
     def _without_outdated(self, turns: Sequence[Turn], tick: Tick, acts_at: datetime) -> list[Turn]:
         """The turns, without what is for other positions now, whether said in this step or before."""

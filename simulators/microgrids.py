@@ -16,7 +16,8 @@ takes:
 
 Of one kind, the devices in the order of the microgrid take as much each as they can. Then reactive power, by
 everything but loads, beside the active power that was found. A connected microgrid's devices stay inside what
-their instructions or defaults leave them. What an island cannot balance is counted, and named in an event.
+their instructions or defaults leave them. What an island cannot balance is counted, and named in an event; so
+is an exchange above the tie's rating, once for as long as it lasts.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ ISLAND: dict[str, Limits] = dict.fromkeys(AXES, (0.0, 0.0))
 """What an island exchanges."""
 BALANCED = 1e-9
 """How far outside its limits an exchange may be [MW, Mvar]: rounding."""
+OVER_TIE = 1e-6
+"""How far above the rating of the tie an exchange has to be to be told [MW]: what a solver leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ class MicrogridTwin:
         self.counts: Counter[str] = Counter()
         self._devices = {name: devices[name] for name in microgrid.devices}
         self._breaker, self._hours, self._event = breaker, every_s / 3600, event
-        self._regulates, self._closed = regulates, True
+        self._regulates, self._closed, self._over = regulates, True, False
         self._left = (0.0, 0.0)
         self._said: dict[str, float | None] = {}
 
@@ -140,9 +143,11 @@ class MicrogridTwin:
         self._closed, self._left = closed, (0.0, 0.0)
         capability = self._hear(agreed or Agreed(), tick.time)
         if closed and (capability is None or not self._regulates):
+            self._watch_tie(tick, own)
             return own
         band = ISLAND if not closed or capability is None else capability
         settled = self._reactive(self._active(own, band["p_mw"]), band["q_mvar"])
+        self._watch_tie(tick, settled)
         p_mw, q_mvar = (sum(getattr(one, axis) for one in settled.values()) for axis in AXES)
         if not closed and max(abs(p_mw), abs(q_mvar)) > BALANCED:
             self._left = p_mw, q_mvar
@@ -156,6 +161,22 @@ class MicrogridTwin:
                 "larger battery, or an engine with a lower least power, could",
             )
         return {name: _told(own[name], settled[name]) for name in own}
+
+    def _watch_tie(self, tick: Tick, held: Mapping[str, Proposal]) -> None:
+        """Tell when the exchange begins to be above the tie's rating."""
+        p_mw, rating = sum(one.p_mw for one in held.values()), self.microgrid.tie_mw
+        over = self._closed and abs(p_mw) > rating + OVER_TIE
+        if over and not self._over:
+            self.counts["tie-exceeded"] += 1
+            self._event(
+                tick.time,
+                "tie-exceeded",
+                step=tick.step,
+                microgrid=self.microgrid.name,
+                why=f"it exchanges {p_mw:+.6g} MW over a tie of {rating:g} MW, and what its devices are "
+                "told does not prevent it",
+            )
+        self._over = over
 
     def _hear(self, agreed: Agreed, at: datetime) -> dict[str, Limits] | None:
         """What was said of it for this step; the capability's limits by axis, if there is one."""

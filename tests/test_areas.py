@@ -58,11 +58,11 @@ def decision(step: int = 0, later: int = 2, **more: Any) -> Decision:
     return Decision(time=at, origin=Origin.CERTIFIED, **whole)
 
 
-def turn(said: Decision | None, step: int = 0) -> Turn:
+def turn(said: Decision | None, step: int = 0, by: str = "dso") -> Turn:
     begins = START + (step + 1) * EVERY
     until = begins + 2 * EVERY if said is None else said.intervals(begins, begins + 2 * EVERY)[-1].end
     origin = Origin.HELD if said is None else said.origin
-    return Turn("dso", origin, None if said is None else 1.0, said, begins, until)
+    return Turn(by, origin, None if said is None else 1.0, said, begins, until)
 
 
 def tick(step: int, duty: Duty = Duty.FULL) -> Tick:
@@ -74,7 +74,7 @@ class Ends:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
-        hub = MemoryHub()
+        hub = MemoryHub()  # whose clock stands still: nothing expires on the bus
         self.ours, self.follower, self.hub = MemoryBus(hub), MemoryBus(hub), hub
         clock = Clock(START, EVERY)
         publisher = Publisher(self.ours, run="r", area="a", epoch=3)
@@ -139,6 +139,73 @@ async def test_what_is_withdrawn_is_no_longer_there() -> None:
         async with MemoryBus(ends.hub) as late:
             late.subscribe(area_topic("r", "mg1", Kind.AIC))
             assert not late.received()
+
+
+def kept(ends: Ends) -> dict[str, int]:
+    """What the bus keeps about areas: the number of the message, by the end of the topic."""
+    messages = ends.hub.retained("gridpace/v1/r/area/+/+")
+    return {
+        m.topic.removeprefix("gridpace/v1/r/area/"): wire.decode(m.payload, AreaMessage).seq for m in messages
+    }
+
+
+async def test_what_a_new_decision_does_not_mention_is_no_longer_there() -> None:
+    both = {"mg1": capability(0), "mg2": capability(1)}
+    async with Ends() as ends:
+        await ends.outbox.run(tick(0), (), [turn(decision(regions=both))])
+        await ends.outbox.run(tick(1), (), [turn(None, 1)])  # nothing new: it goes on
+        assert kept(ends) == {"mg1/aic": 1, "mg2/aic": 1}
+        await ends.outbox.run(tick(2), (), [turn(decision(2, regions={"mg2": capability(0)}), 2)])
+        assert kept(ends) == {"mg2/aic": 3}
+        await ends.outbox.run(tick(3), (), [turn(decision(3, regions={}), 3)])
+        assert kept(ends) == {}
+        assert ends.outbox.counts == {"areas-sent": 3, "areas-retracted": 2, "instructions-sent": 0}
+        heard = [(m.topic.split("/")[-2], bool(m.payload)) for m in ends.follower.received()]
+        assert heard == [("mg1", True), ("mg2", True), ("mg2", True), ("mg1", False), ("mg2", False)]
+
+
+@pytest.mark.parametrize("kind", [Kind.PIC, Kind.ENVELOPE])
+async def test_a_decision_of_another_kind_replaces_what_was_said_too(kind: Kind) -> None:
+    async with Ends() as ends:
+        await ends.outbox.run(tick(0), (), [turn(decision())])
+        await ends.outbox.run(tick(1), (), [turn(decision(1, kind=kind), 1)])
+        assert kept(ends) == ({"mg1/pic": 2} if kind is Kind.PIC else {})
+
+
+async def test_what_others_say_stays() -> None:
+    async with Ends() as ends:
+        pic = decision(kind=Kind.PIC)
+        await ends.outbox.run(tick(0), (), [turn(pic, by="mg1"), turn(decision())])
+        silent = decision(1, regions={})
+        await ends.outbox.run(tick(1), (), [turn(silent, 1)])
+        assert kept(ends) == {"mg1/pic": 1}
+        # The topic has what another controller said of the same area since.
+        await ends.outbox.run(tick(2), (), [turn(decision(2), 2), turn(decision(2), 2, by="other")])
+        await ends.outbox.run(tick(3), (), [turn(decision(3, regions={}), 3)])
+        assert kept(ends) == {"mg1/pic": 1, "mg1/aic": 3}
+
+
+async def test_what_is_over_is_no_longer_there_though_the_broker_lets_nothing_expire() -> None:
+    async with Ends() as ends:
+        await ends.outbox.run(tick(0), (), [turn(decision(later=2))])  # until step 4 begins
+        await ends.outbox.run(tick(3), (), [turn(None, 3)])
+        assert kept(ends) == {"mg1/aic": 1}
+        await ends.outbox.run(tick(4), (), [turn(None, 4)])
+        assert kept(ends) == {}
+        await ends.outbox.run(tick(5), (), [turn(decision(5), 5)])
+        await ends.outbox.run(tick(9), (), [turn(decision(9), 9)])  # said anew as it ends
+        assert kept(ends) == {"mg1/aic": 10}
+        assert ends.outbox.counts["areas-retracted"] == 1
+
+
+async def test_what_cannot_be_sent_leaves_nothing_older_behind() -> None:
+    async with Ends() as ends:
+        await ends.outbox.run(tick(0), (), [turn(decision())])
+        angle = np.linspace(0, 2 * np.pi, 2000)
+        huge = Region(("p_mw", "q_mvar"), np.column_stack([np.cos(angle), np.sin(angle)]), np.ones(2000))
+        await ends.outbox.run(tick(1), (), [turn(decision(1, regions={"mg1": huge}), 1)])
+        assert [what for what, _ in ends.events] == ["unsendable"]
+        assert kept(ends) == {}
 
 
 async def test_envelopes_of_devices_are_no_matter_of_areas() -> None:

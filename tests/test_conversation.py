@@ -318,9 +318,9 @@ def test_of_incomplete_messages_only_the_last_few_are_kept() -> None:
 class Pair:
     """Both ends of a conversation with one process, `p`."""
 
-    def __init__(self, hub: MemoryHub, life: int = 1) -> None:
+    def __init__(self, hub: MemoryHub, life: int = 1, *, patient: bool = True) -> None:
         self.ours, self.theirs, self.time = MemoryBus(hub), MemoryBus(hub), 0.0
-        self.asking = Asking(self.ours, run="r", token="t", processes=["p"])
+        self.asking = Asking(self.ours, run="r", token="t", processes=["p"], patient=patient)
         self.asking.starting("p", 1)
         self.answering = Answering(
             self.theirs, run="r", process="p", token="t", life=life, clock=lambda: self.time
@@ -439,6 +439,76 @@ async def test_a_process_that_is_lost_is_not_waited_for_until_it_is_back() -> No
         pair.asking.lost("p", "it is not started again", for_good=True)
         with pytest.raises(Lost, match="not started again"):
             await pair.ask(b"q")
+
+
+LONG_S = 1e6
+"""Whoever waits as long does not end."""
+
+
+async def test_the_impatient_do_not_wait_for_a_process_that_is_being_started() -> None:
+    async with Pair(MemoryHub(), patient=False) as pair:
+        await pair.asking.online("p")
+        answer = pair.ask(b"q", LONG_S)
+        await pair.answering.next()
+        pair.asking.lost("p", "it has ended", for_good=False)
+        with pytest.raises(Lost, match="it has ended"):
+            await answer
+        for starting in (False, True):
+            if starting:
+                pair.asking.starting("p", 2)
+            for _ in range(2):
+                with pytest.raises(Late, match="process p is being started"):
+                    await pair.ask(b"q", LONG_S)
+        assert pair.asking.counts == {"asks": 1}
+        again = Answering(pair.theirs, run="r", process="p", token="t", life=2)
+        again.online()
+        await pair.asking.online("p")
+        answer = pair.ask(b"q", LONG_S)
+        pair.answering.answer(await pair.answering.next(), b"here")
+        assert await answer == b"here"
+
+
+async def test_the_impatient_do_not_wait_again_for_a_process_that_is_silent() -> None:
+    async with Pair(MemoryHub(), patient=False) as pair:
+        await pair.asking.online("p")
+        with pytest.raises(Late, match=r"has not answered within 0\.001 s"):
+            await pair.ask(b"first", within_s=0.001)
+        for _ in range(2):
+            with pytest.raises(Late, match="not waited for: it was late before"):
+                await pair.ask(b"next", LONG_S)
+        # It is asked all the same. What it answers comes late, but shows that it is back.
+        requests = [await pair.answering.next() for _ in range(3)]
+        assert [request.message for request in requests] == [b"first", b"next", b"next"]
+        pair.answering.answer(requests[2], b"late")
+        await settled(lambda: pair.asking.counts["answers-late"])
+        answer = pair.ask(b"last", LONG_S)
+        pair.answering.answer(await pair.answering.next(), b"in time")
+        assert await answer == b"in time"
+        assert pair.asking.counts == {"asks": 4, "answers-late": 1}
+
+
+async def test_a_silent_process_that_is_started_again_is_waited_for() -> None:
+    async with Pair(MemoryHub(), patient=False) as pair:
+        await pair.asking.online("p")
+        with pytest.raises(Late):
+            await pair.ask(b"q", within_s=0.001)
+        pair.asking.lost("p", "it has ended", for_good=False)
+        pair.asking.starting("p", 2)
+        Answering(pair.theirs, run="r", process="p", token="t", life=2).online()
+        await pair.asking.online("p")
+        answer = pair.ask(b"q", LONG_S)
+        await pair.answering.next()
+        pair.answering.answer(await pair.answering.next(), b"here")
+        assert await answer == b"here"
+
+
+@pytest.mark.parametrize("patient", [False, True])
+async def test_without_time_nobody_is_asked(patient: bool) -> None:
+    async with Pair(MemoryHub(), patient=patient) as pair:
+        await pair.asking.online("p")
+        with pytest.raises(Late, match="those before it took the time that this step has"):
+            await pair.ask(b"q", within_s=-0.1)
+        assert not pair.asking.counts
 
 
 async def test_without_a_connection_the_answer_is_late_and_says_why() -> None:

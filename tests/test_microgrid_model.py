@@ -222,10 +222,10 @@ def test_the_first_interval_is_the_twins(every_s: int) -> None:
             else:
                 c[lp.at((device.name, symbols[device.name])).start] = 1.0
             mine = []
-            for charging, best_of in ((1.0, program.minimize), (0.0, program.maximize)):
+            for charging, sign in ((1.0, 1.0), (0.0, -1.0)):
                 low, high = bounds.low.copy(), bounds.high.copy()
                 low[lp.at(("b", "u"))] = high[lp.at(("b", "u"))] = charging  # it cannot do both at once
-                mine.append(best_of(c=c, low=low, high=high).value)
+                mine.append(sign * program.minimize(c=sign * c, low=low, high=high).value)
             at = state.get(device.name, DeviceState())
             theirs = device.limits(at, drive.get(device.name), every_s).limits("p_mw")
             assert mine == pytest.approx(list(theirs), abs=2e-8), (device.name, at, every_s)
@@ -288,7 +288,7 @@ def test_what_is_missing_is_named() -> None:
     cases = [
         (replace(good, forecast=less), "mg1_pv.*not forecast"),
         (replace(good, forecast=old), "covers 10 of 12"),
-        (replace(good, forecast=replace(forecast, issued_at=good.time + HOUR)), "not of a step before"),
+        (replace(good, forecast=replace(forecast, issued_at=good.time + HOUR)), "not of a step up to now"),
         (replace(good, forecast=replace(forecast, every=HOUR / 2)), "the site's step is"),
         (replace(good, p_mw={}), "power of .*mg1_mt.* not measured"),
         (replace(good, e_mwh={}), "energy of .*mg1_esd.* not measured"),

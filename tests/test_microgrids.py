@@ -84,7 +84,8 @@ class Plant:
     ) -> None:
         self.events: list[dict[str, Any]] = []
         self.devices = {device.name: device for device in devices}
-        microgrid = Microgrid(name="mg", bus="1", devices=tuple(self.devices), tie_mw=1.0, **grid)
+        grid = {"tie_mw": 1.0, **grid}
+        microgrid = Microgrid(name="mg", bus="1", devices=tuple(self.devices), **grid)
         self.twin = MicrogridTwin(
             microgrid,
             self.devices,
@@ -317,6 +318,27 @@ def test_it_is_not_kept_by_loads_that_are_not_interruptible_nor_beyond_what_devi
 def test_a_device_with_nothing_but_its_default_keeps_to_it() -> None:
     plant = Plant(of("bat"), of("ul"), breaker=Breaker())
     assert plant.step({"ul": -9.0}, {"ul": 0.4}, (said(0, 1),))["bat"] == 0.0
+
+
+def test_an_exchange_above_the_ties_rating_is_told_once_for_as_long_as_it_lasts() -> None:
+    """A tie of 0.15 MW; the load takes 0.5 MW for each unit of its profile."""
+    loads = [0.2, 0.4, 0.5, 0.3, 0.6, 0.8, 0.301]
+    plant = Plant(of("ul"), breaker=Breaker([(START + 5 * HOUR, START + 6 * HOUR)]), tie_mw=0.15)
+    for k, load in enumerate(loads):
+        plant.step({"ul": -9.0}, {"ul": load}, k=k)
+    told = [event for event in plant.events if event["what"] == "tie-exceeded"]
+    assert [(event["step"], event["microgrid"]) for event in told] == [(1, "mg"), (4, "mg"), (6, "mg")]
+    assert told[0]["why"].startswith("it exchanges -0.2 MW over a tie of 0.15 MW")
+    assert plant.fleet.counts["tie-exceeded"] == 3
+
+
+def test_it_counts_what_is_held_after_balancing_for_the_tie() -> None:
+    drive = {"ul": 1.0}
+    for low, told in ((-0.3, 0), (-0.4, 1)):
+        plant = Plant(of("bat"), of("ul"), breaker=Breaker(), tie_mw=0.3)
+        plant.step({"bat": 0.0, "ul": -9.0}, drive, (said(low, 0.3),))
+        assert plant.exchange.p_mw == pytest.approx(low, abs=EXACT)
+        assert plant.fleet.counts["tie-exceeded"] == told
 
 
 def test_a_microgrid_need_not_regulate() -> None:

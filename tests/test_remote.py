@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,9 +18,11 @@ import pytest
 
 from bridges import wire
 from bridges.area import AreaMessage, area_topic
+from bridges.asking import Late
 from bridges.mqtt import MqttBus
-from controllers.contract import Kind
+from controllers.contract import Kind, Observation
 from controllers.fallback import Fallback
+from controllers.forecast import Forecast
 from scenarios import supervisor
 from scenarios.build import build
 from scenarios.check import ScenarioInvalid, validate
@@ -28,7 +32,7 @@ from scenarios.run import Exit, Result, make_clock
 from scenarios.supervisor import NoProcess, StandIn, Supervisor, processes_of
 from simulators.controller import Seat
 from simulators.journal import read
-from tests.running import do
+from tests.running import FakeTime, do
 
 PATIENCE_S = 120.0
 ROOT = Path(__file__).parents[1]
@@ -118,6 +122,22 @@ class Doomed:
         if seen.p_mw["pv24"] != 0:
             print("this is the end")
             os.kill(os.getpid(), signal.SIGKILL)
+        return Decision(time=seen.time, origin=Origin.OPTIMAL)
+
+
+@dataclass
+class Gated:
+    """Is there at once in the run and in its first process; in the next only after a word from a pipe."""
+
+    site: Site
+    folder: str
+
+    def __post_init__(self):
+        if len(list(Path(self.folder).glob("built-*"))) == 2:
+            Path(self.folder, "pipe").read_bytes()
+        Path(self.folder, f"built-{os.getpid()}").touch()
+
+    def step(self, seen):
         return Decision(time=seen.time, origin=Origin.OPTIMAL)
 
 
@@ -294,6 +314,42 @@ async def test_a_killed_process_comes_back_and_a_slow_one_is_not_waited_for(
     assert all(map(gone, pids))
 
 
+async def test_a_step_of_the_wall_clock_does_not_wait_for_a_process_that_is_being_started(
+    mqtt_url: str, tmp_path: Path
+) -> None:
+    """The deadline is some four minutes, and the process does not come back before the run's last step."""
+    os.mkfifo(tmp_path / "pipe")
+    options = f"process: victim, options: {{folder: '{tmp_path}'}}"
+    file = scenario(
+        tmp_path,
+        f"  - {{name: one, uses: 'ours.py:Gated', {options}}}\n"
+        f"  - {{name: two, uses: 'ours.py:Watched', {options}}}\n",
+        "steps: 7\nclock: {mode: live}\n",
+    )
+
+    def on_step(step: int) -> None:
+        if step == 1:
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+    result = await do(file, tmp_path / "runs", bus=over(mqtt_url), on_step=on_step, time=FakeTime())
+    assert result.exit is Exit.HELD, result.why
+    happened = events(result)
+    (gone_at,) = [i for i, event in enumerate(happened) if event["what"] == "process-lost"]
+    assert happened[gone_at]["step"] == 2
+    rest = [*happened[:gone_at], *happened[gone_at + 1 :]]
+    assert [(e["step"], e["controller"]) for e in rest] == [
+        (step, name) for step in range(2, 7) for name in ("one", "two")
+    ]
+    # It may have been asked before its end was noticed.
+    assert {e["what"] for e in rest[1:]} == {"late"}
+    assert {e["why"] for e in rest[1:]} == {"process victim is being started"}
+    assert origins(result, "one") == origins(result, "two") == ["optimal"] * 2 + ["held"] + ["default"] * 4
+    assert set(origins(result, "dso")) == {"optimal"}
+    rows = read(result.directory, "steps").to_pylist()
+    waited_ms = [row["solve_ms"] for row in rows if row["controller"] in ("one", "two") and row["step"] > 2]
+    assert max(waited_ms) < PATIENCE_S * 1e3
+
+
 async def test_a_process_that_ends_again_and_again_is_given_up(
     mqtt_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,13 +436,13 @@ def test_controllers_that_name_a_process_share_it(tmp_path: Path) -> None:
     ("changes", "deadline_s"),
     [
         ([], 30.0),
-        (["clock.mode=live"], 300.0),
-        (["clock.mode=scaled", "clock.factor=100"], 3.0),
+        (["clock.mode=live"], 225.0),
+        (["clock.mode=scaled", "clock.factor=100"], 2.25),
         (["clock.mode=live", "controllers.dso.deadline=800ms"], 0.8),
         (["controllers.dso.deadline=2s"], 2.0),
     ],
 )
-async def test_the_deadline_is_a_step_of_the_wall_clock_if_not_given(
+async def test_the_deadline_leaves_a_quarter_of_a_step_of_the_wall_clock_if_not_given(
     changes: list[str], deadline_s: float
 ) -> None:
     made = validate(load("ieee33-quick", ["controllers.dso.process=own", *changes]))
@@ -397,6 +453,48 @@ async def test_the_deadline_is_a_step_of_the_wall_clock_if_not_given(
     assert isinstance(dso.controller, StandIn)
     assert (dso.controller.process, dso.controller.deadline_s) == ("dso", deadline_s)
     assert (dso.every_steps, dso.valid_for) == (1, made.every)
+
+
+class Noted:
+    """Takes note of how long it may take, and has no answer."""
+
+    def __init__(self) -> None:
+        self.within_s: list[float] = []
+
+    async def ask(self, process: str, message: bytes, within_s: float) -> bytes:
+        self.within_s.append(round(within_s, 6))
+        raise Late(process)
+
+
+@pytest.mark.parametrize(
+    ("mode", "left_s"),
+    [("live", [0.75, 0.65, 0.4, -0.2, 0.75]), ("fast", [30.0, 30.0, 0.8, 30.0, 30.0])],
+)
+async def test_the_controllers_of_a_step_of_the_wall_clock_share_its_time(
+    mode: str, left_s: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = scenario(
+        tmp_path,
+        "  - {name: dso, process: own}\n"
+        "  - {name: second, uses: 'ours.py:Announcer', process: own}\n"
+        "  - {name: third, uses: 'ours.py:Announcer', process: own, deadline: 800ms}\n"
+        "  - {name: fourth, uses: 'ours.py:Announcer', process: own}\n",
+    )
+    made, noted, now = validate(load(str(file), ["every=1s", f"clock.mode={mode}"])), Noted(), [5.0]
+    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    clock, several = make_clock(made), Supervisor([], asking=noted, say=print)  # type: ignore[arg-type]
+    names = ("dso", "second", "third", "fourth")
+    seats = [Seat(name, Fallback(None, None), 1, made.every) for name in names]  # type: ignore[arg-type]
+    found = several.seated(seats, made, clock.period_s if clock.paced else None)
+    seen = Observation(time=made.start, forecast=Forecast.empty(made.start, made.every))
+    for passed, whose in ((0.0, 0), (0.1, 1), (0.3, 2), (0.55, 3), (0.0, 0)):
+        if whose == 0:
+            now[0] += 7
+            several.step_begins()
+        now[0] += passed
+        with pytest.raises(Late):
+            await asyncio.to_thread(found[whose].controller.step, seen)
+    assert noted.within_s == left_s
 
 
 def test_a_process_builds_only_what_it_answers_for(tmp_path: Path) -> None:

@@ -157,10 +157,12 @@ class BoxCheck:
         if case.moves is not None:
             p_bus, q_bus = p_bus + cases.dp, q_bus + cases.dq
         both = np.zeros((2, len(at), self._buses))
-        both[0][:, self._bus], both[1][:, self._bus] = p_bus, q_bus
+        banks = np.zeros(n) if case.banks is None else case.banks
+        both[0][:, self._bus], both[1][:, self._bus] = p_bus, q_bus - banks  # the engine has its own
         flows = engine.solve(both[0], both[1])
         low, high = model.limits.v_pu
         v = flows.v_pu[:, self._bus]
+        q_bus = q_bus + banks * (np.where(np.isfinite(v), v, 1.0) ** 2 - 1)  # what they give at this voltage
         loading = flows.loading_percent[:, self._branch]
         allowed = model.limits.loading_percent
         rating = self.flow.network.rating_mva[self._rated]
@@ -248,9 +250,15 @@ class BoxCheck:
 
 
 def _corners(N: int, isolation: bool, rng: np.random.Generator) -> Array:
-    """(corners, N) 0 for the lower end, 1 for the upper one, `AWAY`; all downwards and all upwards first."""
+    """(corners, N) 0 for the lower end, 1 for the upper one, `AWAY`; all downwards and all upwards first.
+
+    Where they are too many, each microgrid against all the others, the worst for its own branches, and
+    random ones.
+    """
     ends = (0.0, 1.0, AWAY) if isolation else (0.0, 1.0)
     both = np.array([np.zeros(N), np.ones(N)])
     if len(ends) ** N <= CORNERS:
         return np.concatenate([both, np.array(list(product(ends, repeat=N)))])
-    return np.concatenate([both, rng.choice(ends, (CORNERS, N))])
+    pairs = [(one, rest) for one, rest in product(ends, repeat=2) if one != rest]
+    alone = [np.where(np.eye(N, dtype=np.bool_), one, rest) for one, rest in pairs]
+    return np.concatenate([both, *alone, rng.choice(ends, (CORNERS, N))])

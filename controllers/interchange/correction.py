@@ -32,7 +32,6 @@ from controllers.contract import (
     Kind,
     Observation,
     Setpoint,
-    SolverFailed,
 )
 from controllers.devices import Battery
 from controllers.forecast import Forecast
@@ -59,9 +58,10 @@ class InterchangeCorrection:
     interval held in AC at once, `REPAIRED` when it had to be changed, `DEGRADED` when not even the schedule
     is secure: then the capability is the schedule alone.
 
-    The first interval is the one that acts: all corners of the microgrids' intervals (up to ten microgrids)
-    and `points` random points are checked. Of the later ones all corners while there are at most 1,024 of
-    them in all, else the two copies; they are heard again before they act.
+    The first interval is the one that acts: all corners of the microgrids' intervals and `points` random
+    points are checked. Beyond 1,024 corners, of more than ten microgrids, or six that may leave, 1,024 of
+    them at random and each microgrid against all others. Of the later intervals all corners while there are
+    at most 1,024 of them in all, else the two copies; they are heard again before they act.
 
     Args:
         site: with microgrids and an AC power flow. Batteries outside microgrids are the network operator's.
@@ -74,7 +74,7 @@ class InterchangeCorrection:
             bounds them by the copies.
         share: `total` maximises the sum of the capabilities' widths, `fair` keeps the squared losses against
             the predictions least.
-        weights: worth of each microgrid's width, by name; 1 where none is given.
+        weights: worth of each microgrid's width, by name, for `total`; 1 where none is given.
         schedule_weight: M, what a MW of corrected schedule costs in MW of width.
         loss_weight: kappa, the same of losses.
         isolation_secure: whether any microgrids may leave suddenly, with P and Q, without breaking a limit.
@@ -92,7 +92,6 @@ class InterchangeCorrection:
         ValueError: a site without microgrids or AC power flow, a network that the relaxation is not valid
             for, an option that does not exist.
         Infeasible: (step) a load or battery is unknown, or a prediction makes no sense.
-        SolverFailed: (step) the solver had no answer, and the schedule alone is not secure.
     """
 
     sources: ClassVar[tuple[str, ...]] = (
@@ -207,6 +206,10 @@ class InterchangeCorrection:
                 raise ValueError(
                     f"{what}: {name} {getattr(self, name)} is negative; reserve is positive both ways"
                 )
+        if self.weights and self.share == "fair":
+            raise ValueError(
+                f"{what}: weights {dict(self.weights)} have no part in share 'fair'; leave one of them out"
+            )
         for name, weight in (self.weights or {}).items():
             if name not in self.site.microgrids:
                 raise ValueError(f"{what}: weights names {name!r}, which is no microgrid of the site")
@@ -221,9 +224,7 @@ class InterchangeCorrection:
         if self.site.regulators:
             engine = engine.at(observation.positions)
         verdict = self._repair.best(engine, case)
-        if verdict.answer is None:
-            raise SolverFailed(verdict.why)
-        return self._decision(observation, spoken, case, verdict, verdict.answer)
+        return self._decision(observation, spoken, case, verdict)
 
     def _decision(
         self,
@@ -231,9 +232,8 @@ class InterchangeCorrection:
         spoken: Mapping[str, Spoken],
         case: Case,
         verdict: Verdict,
-        answer: Corrected,
     ) -> Decision:
-        every, names = self.site.every, tuple(self.site.microgrids)
+        answer, every, names = verdict.answer, self.site.every, tuple(self.site.microgrids)
         regions, certificates = self._published(spoken, case, verdict, answer, 0)
         later = []
         for t in range(1, self.horizon):
@@ -286,7 +286,7 @@ class InterchangeCorrection:
         elif said.why is not None:
             words = said.why
         elif verdict.slacks is None:
-            words = "the AC power flow"
+            words = f"the AC power flow; the program has no answer ({verdict.why})"
         else:
             words = self._binding.of(verdict.slacks, case, answer, t, i)
         if verdict.insecure[t] is not None and said.why is not None:

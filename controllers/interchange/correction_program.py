@@ -11,11 +11,13 @@ total width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
+from controllers.contract import Infeasible, SolverFailed
 from controllers.devices import Battery
 from controllers.interchange.branch_flow import BranchFlow, States
 from controllers.interchange.conic_rows import CompiledRows
@@ -25,6 +27,8 @@ from controllers.network import Limits
 
 Array = npt.NDArray[np.float64]
 
+BEYOND_MWH = 1e-9
+"""How far outside its bounds a measured energy may be and still count as on them."""
 INSIDE = 1e-7
 """Width [MW, Mvar] that the solver gets where an interval has none; taken off again from the answer."""
 
@@ -93,8 +97,9 @@ class CorrectionProgram:
                 "adjust dn": -(e - KEPT),
             }
             second = self.compiled.costs(self._spent(POLISH, len(COPIES) * POLISH))
-            found = self.compiled.minimize(second, self.compiled.right(right | kept))
-            at = found | {"c": c, "a": a, "e": e}
+            with suppress(Infeasible, SolverFailed):  # the first stage stands; it is checked like any other
+                found = self.compiled.minimize(second, self.compiled.right(right | kept))
+                at = found | {"c": c, "a": a, "e": e}
         return self._answer(case, at)
 
     def relaxed(self, case: Case, tighter: Tighter) -> Tighter:
@@ -193,12 +198,19 @@ class CorrectionProgram:
         p_max, e_max, e_min = (
             np.array([getattr(b, name) for b in batteries]) for name in ("p_mw", "e_mwh", "e_min_mwh")
         )
+        # Energy outside its bounds, by measurement, need not come back but goes no farther out.
+        below, above = case.e_mwh < e_min - BEYOND_MWH, case.e_mwh > e_max + BEYOND_MWH
+        e_min, e_max = np.minimum(e_min, case.e_mwh), np.maximum(e_max, case.e_mwh)
         energy, last = np.zeros((H, len(batteries))), np.tile(-e_min, (H, 1))
         energy[0] = case.e_mwh
         last[-1] = -np.minimum(case.e_mwh, (e_min + e_max) / 2)
         return {
             "energy": energy,
+            "E least": -e_min,
+            "E most": e_max,
             "E last": last,
+            "b_up there": np.where(below, INSIDE, 2 * p_max),
+            "b_dn there": np.where(above, INSIDE, 2 * p_max),
             "dis most": np.where(tighter.one_way < 0, INSIDE, p_max),
             "cha most": np.where(tighter.one_way > 0, INSIDE, p_max),
         }

@@ -76,7 +76,7 @@ class CorrectionRows:
         elastic: whether every interval may exceed its limits, each kind of them by a variable of `SHORT`.
 
     Raises:
-        ValueError: a bus that the network does not have.
+        KeyError: a bus that the network does not have.
     """
 
     def __init__(
@@ -333,6 +333,8 @@ class CorrectionRows:
         power: Terms = {"dis": one, "cha": -one}
         rows.add("b_up most", "nonnegative", plus((1.0, power), (1.0, {"b_up": one})), p_max)  # (A19)
         rows.add("b_dn most", "nonnegative", plus((-1.0, power), (1.0, {"b_dn": one})), p_max)  # (A19)
+        for name in ("b_up", "b_dn"):  # none where the energy is already outside its bounds
+            rows.add(f"{name} there", "nonnegative", {name: one}, 2 * p_max)
         give, take = lasting * sparse.diags_array(1 / out), lasting * sparse.diags_array(into)
         rows.add("E least", "nonnegative", {"E": -one, "b_up": give}, -e_min)  # (A19)
         rows.add("E most", "nonnegative", {"E": one, "b_dn": take}, e_max)  # (A19)

@@ -58,10 +58,16 @@ def links(given: Sequence[Link | Mapping[str, Any]]) -> list[Link]:
         if isinstance(one, Link):
             found.append(one)
             continue
+        if not isinstance(one, Mapping):
+            raise ValueError(f"links: {one!r} is no link; write {{source: mg1, target: mg2, p_mw: 0.1}}")
         if unknown := [name for name in one if name not in known]:
             raise ValueError(f"link {dict(one)}: {unknown} do not exist; there are {known}")
         if missing := [name for name in known[:2] if name not in one]:
             raise ValueError(f"link {dict(one)}: {missing} is missing; it goes from a source to a target")
+        for name, value in one.items():
+            wanted, words = (str, "text") if name in known[:2] else ((int, float), "a number")
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise ValueError(f"link {dict(one)}: {name} {value!r} must be {words}")
         found.append(Link(**one))
     return found
 

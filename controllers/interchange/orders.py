@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -54,7 +54,7 @@ def order(site: Site, grid: Microgrid, observation: Observation, horizon: int) -
     for decision in observation.said.values():
         if decision.kind is not Kind.AIC:
             continue
-        for i, interval in _in_force(decision, times, every):
+        for i, interval in in_force(decision, times, every):
             if name not in interval.regions:
                 continue
             box = limits(name, interval.regions[name])
@@ -93,7 +93,9 @@ def limits(name: str, region: Region) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _in_force(decision: Decision, times: list[datetime], every: timedelta) -> Iterator[tuple[int, Interval]]:
+def in_force(
+    decision: Decision, times: Sequence[datetime], every: timedelta
+) -> Iterator[tuple[int, Interval]]:
     """Which of a decision's intervals holds when; one without a sequel holds in interval 0 alone."""
     spans = decision.intervals(decision.time + every, NEVER)
     for i, time in enumerate(times):

@@ -25,8 +25,10 @@ from datetime import UTC, datetime
 import numpy as np
 import numpy.typing as npt
 
-from controllers.contract import Kind, Observation
+from controllers.contract import Infeasible, Kind, Observation
 from controllers.devices import AXES, Device, FlexibleLoad, Generator, PvInverter, WindTurbine
+from controllers.interchange.reading import measured
+from controllers.region import Region
 from controllers.site import Site
 
 Array = npt.NDArray[np.float64]
@@ -79,7 +81,7 @@ class Outside:
             boxes = [_hull([self._own[name], *standing.get((name, t), ())]) for t in range(self.H)]
             (p_low, p_high), (q_low, q_high) = (np.array([box[k] for box in boxes]).T for k in (0, 1))
             # All of the box counts, so where in it nobody knows matters to no limit.
-            known = ahead.get(name, np.full(self.H, observation.p_mw.get(name, 0.0)))
+            known = ahead.get(name, np.full(self.H, measured(observation.p_mw, name) or 0.0))
             p_mw = np.clip(known, p_low, p_high)
             q_mvar = np.clip([device.reactive(x) for x in p_mw.tolist()], q_low, q_high)
             bus = network.index(device.bus)
@@ -105,11 +107,25 @@ class Outside:
                     if not (span.start <= start < span.end and (t == 0 or decision.has_sequel)):
                         continue
                     for name in span.regions.keys() & self._own.keys():
-                        corners = span.regions[name].over(AXES).vertices()
-                        (p_low, q_low), (p_high, q_high) = corners.min(axis=0), corners.max(axis=0)
-                        box = (float(p_low), float(p_high)), (float(q_low), float(q_high))
-                        found.setdefault((name, t), []).append(box)
+                        found.setdefault((name, t), []).append(_box(name, span.regions[name]))
         return found
+
+
+def _box(name: str, envelope: Region) -> Box:
+    """The box around an envelope.
+
+    Raises:
+        Infeasible: it is not over P and Q, or has no end.
+    """
+    try:
+        p, q = (envelope.over(AXES).limits(axis) for axis in AXES)
+    except ValueError as error:
+        raise Infeasible(f"the envelope of device {name!r}: {error}") from None
+    if not np.isfinite([p, q]).all():
+        raise Infeasible(
+            f"the envelope of device {name!r} has no end, so no room beside it is safe; limit p_mw and q_mvar"
+        )
+    return p, q
 
 
 def left(device: Device, part: float) -> Box:

@@ -74,9 +74,13 @@ class Prediction:
 class InterchangePrediction:
     """DPICP: predicts the interchange capability of a microgrid, or of several that help each other.
 
-    It publishes, of kind `PIC`, what each microgrid could exchange with the network in the coming step and in
-    the intervals after it, with the reactive power that the microgrid offers; `plan` is the exchange that it
+    It publishes, of kind `PIC`, the interchange capability of each microgrid in the coming step and in the
+    intervals after it, with the reactive power that the microgrid offers; `plan` is the exchange that it
     would choose. A microgrid that is not connected exchanges nothing.
+
+    By default, as the source has it, the capability is what one adjustment reaches from the plan
+    (`capability="scheduled"`): where engines ramp slowly that is more than the coming step alone allows,
+    which first has to bring them to the plan. `reachable` counts from what is measured.
 
     Args:
         site: with its microgrids.

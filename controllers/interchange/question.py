@@ -64,6 +64,9 @@ class Case:
     """squared voltage of the source in the network's given one"""
     moves: Moves | None = None
     """what devices outside microgrids may do beside `p_mw`; `None`: nothing"""
+    banks: Array | None = None
+    """(n,) rated Mvar of the capacitor banks that stand in: part of `q_mvar`, and of an AC power flow at the
+    same positions; `None`: nothing"""
 
     def background(self, copy: str) -> tuple[Array, Array, Array]:
         """(H, n) P and Q and (H,) P at the slack bus of everything but microgrids and batteries, in `base`,

@@ -85,6 +85,22 @@ def measured(values: Mapping[str, float], name: str) -> float | None:
     return value if value is not None and isfinite(value) else None
 
 
+def passed(observation: Observation, site: Site) -> int:
+    """How many intervals of the forecast have passed at the observation.
+
+    Raises:
+        Infeasible: it is for other steps than the site's, or of no step up to now.
+    """
+    forecast, now = observation.forecast, observation.time
+    if forecast.every != site.every:
+        raise Infeasible(f"the forecast is every {forecast.every}, the site's step is {site.every}")
+    old = (now - forecast.issued_at) / site.every
+    skip = round(old)
+    if old < 0 or abs(old - skip) > 1e-6:
+        raise Infeasible(f"the forecast of {forecast.issued_at} is not of a step up to now, {now}")
+    return skip
+
+
 def read(observation: Observation, site: Site, grids: Sequence[Microgrid], horizon: int) -> Reading:
     """State and forecast of microgrids, for `horizon` intervals from one step after the observation.
 
@@ -96,12 +112,7 @@ def read(observation: Observation, site: Site, grids: Sequence[Microgrid], horiz
     whose = ", ".join(grid.name for grid in grids)
     if missing := [name for name in names if name not in at]:
         raise Infeasible(f"{whose}: {missing} is not forecast; give it a profile, if only a constant one")
-    if forecast.every != site.every:
-        raise Infeasible(f"{whose}: the forecast is every {forecast.every}, the site's step is {site.every}")
-    old = (observation.time - forecast.issued_at) / site.every
-    skip = round(old)
-    if old < 0 or abs(old - skip) > 1e-6:
-        raise Infeasible(f"{whose}: the forecast of {forecast.issued_at} is not of a step before now")
+    skip = passed(observation, site)
     rows = slice(skip, skip + horizon)
     mean, std = (values[rows][:, [at[name] for name in names]] for values in (forecast.mean, forecast.std))
     if not names:  # engines and stores alone: nothing of them is forecast

@@ -46,8 +46,7 @@ OVERDONE = 1.05
 class Verdict:
     """What is released, and how it came about."""
 
-    answer: Corrected | None
-    """`None`: there is none, because of `why`"""
+    answer: Corrected
     findings: Findings
     origin: Origin
     insecure: tuple[str | None, ...]
@@ -58,6 +57,7 @@ class Verdict:
     """(H, rows) room in the program's rows, by name; `None` without its answer"""
     power_flows: int
     why: str = ""
+    """why the program has no answer, if it has none"""
 
 
 class Repair:
@@ -90,6 +90,7 @@ class Repair:
                 moved = _moved(tighter)
                 if not moved.any():
                     break
+                touched |= bool(moved[0])
                 continue
             except SolverFailed as error:
                 why = str(error)

@@ -25,7 +25,8 @@ class Uncertainty:
 
     Args:
         moments: (skewness, kurtosis) by kind, of the injection or of the heat demand; normal where not given.
-        correlation: (4, 4) of the kinds within each microgrid; independent if not given.
+        correlation: (4, 4) of the kinds within each microgrid, of injections and of the heat demand: loads
+            that are high when the heat is have one below zero; independent if not given.
 
     Raises:
         ValueError: a kind that does not exist, moments that no distribution has, a matrix that does not fit.
