@@ -159,7 +159,8 @@ class Decision:
     kind: Kind = Kind.ENVELOPE
     """what `regions` mean"""
     certificates: Mapping[str, Certificate] = field(default_factory=dict)
-    """by target, for some or all of `regions`"""
+    """by target, for some or all of `regions`, or for a microgrid whose setpoints fall short of what is asked
+    for"""
     until: datetime | None = None
     """when `regions` and `setpoints` end; `None`: when `later` begins or, without it, as the scenario says"""
     later: tuple[Interval, ...] = ()

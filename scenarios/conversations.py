@@ -14,6 +14,8 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
+from controllers.envelopes.method import EnvelopeMethod
+from controllers.envelopes.static_limits import FixedLimits
 from controllers.interchange.correction import InterchangeCorrection
 from controllers.interchange.dispatch import MicrogridDispatch
 from controllers.interchange.prediction import InterchangePrediction
@@ -58,6 +60,13 @@ class Speaker:
         return next((part for cls in self.classes if (part := _part(cls))), None)
 
     @property
+    def shares(self) -> bool:
+        """Whether it shares among devices what the network has left, the capabilities taken off."""
+        return any(
+            issubclass(cls, EnvelopeMethod) and not issubclass(cls, FixedLimits) for cls in self.classes
+        )
+
+    @property
     def foreign(self) -> bool:
         """Whether it may have a part that nobody here can know."""
         return self.part is None and any(cls.__module__.partition(".")[0] != OURS for cls in self.classes)
@@ -91,6 +100,10 @@ def conversation_problems(
                 unclear = True
             for name in named:
                 who[name][part].append(speaker)
+    for correction in parts["correction"][:1]:
+        for early in (s for s in speakers if s.shares and s.keys < correction.keys):
+            advice = "shares what capabilities leave, asked before the correction that it has to hear"
+            yield (*early.keys, "name"), early.name, f"{advice}; move it below {correction.name!r}"
     said: set[tuple[Keys, str]] = set()
     for name, keys in microgrids.items():
         for at, value, advice in _of_one(name, keys, who[name], unclear=unclear):
@@ -113,10 +126,14 @@ def _of_one(
     if missing and not unclear:
         there = " and ".join(f"a {part} ({speaker.name!r})" for part, speaker in first.items())
         needed = " and ".join(f"a {part} ({_spelt(part)})" for part in missing)
-        yield (*keys, "name"), name, f"has {there} but lacks {needed}; add it, in the order {', '.join(PARTS)}"
+        yield (
+            (*keys, "name"),
+            name,
+            f"has {there} but lacks {needed}; add it, in the order {', '.join(PARTS)}",
+        )
     hearing, heard = first.get("correction"), first.get("prediction")
     if hearing and heard and hearing.every and heard.every and hearing.every % heard.every:
-        advice = f"hears only predictions of the same step; let its `every` be a multiple of {heard.name!r}'s"
+        advice = f"hears only predictions of its own step; make it a multiple of `every` of {heard.name!r}"
         yield (*hearing.keys, "every"), hearing.every, advice
     for before, after in pairwise(first):
         early, late = first[after], first[before]

@@ -48,11 +48,11 @@ def uncovered(scenario: Scenario, part: ControllerPart, cls: type[Any]) -> tuple
     and what to do."""
     ahead = looks_ahead(cls)
     steps, given = period(scenario, part), part.options.get(ahead)
-    every = spell(steps * scenario.every)
+    every, count = spell(steps * scenario.every), "1 step" if steps == 1 else f"{steps} steps"
     if part.rolling is None:
         if isinstance(given, int) and given < steps:
             advice = (
-                f"is less than the {steps} steps until it is asked again (every {every}), in which what it "
+                f"is less than the {count} until it is asked again (every {every}), in which what it "
                 f"says stays in force; give {steps} or more, or leave it out"
             )
             return ("options", ahead), given, advice

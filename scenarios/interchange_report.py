@@ -10,8 +10,9 @@
 
 The reserve is that of the correction's program at what the plant did: of the slack bus, what the operator's
 agreement gives (`reserve_mw`) and the limits of its import leave, and of the operator's batteries what power
-and energy leave for a step. The agreement is the scenario's, also for a day on which nobody corrects. It is known where the correction has an agreement and the slack bus feeds lines
-or transformers from their first side, whose flows a run records.
+and energy leave for a step. The agreement is the scenario's, also for a day on which nobody corrects. It is
+known where there is one and the slack bus feeds lines or transformers from their first side, whose flows a
+run records.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any
 
+from controllers.interchange.correction import InterchangeCorrection
 from controllers.interchange.dispatch import MicrogridDispatch
 from controllers.interchange.prediction import InterchangePrediction
 from controllers.microgrid import Microgrid
@@ -76,12 +77,12 @@ def not_prices(raw: dict[str, Any]) -> Iterator[Wrong]:
         if not isinstance(price := item.get("price"), str):
             continue
         kind = known[price].get("kind") if isinstance(known.get(price), dict) else None
-        unit = "a price is in $/MWh: give it a profile of its own"
+        unit = "a price is in $/MWh, so give it a profile of its own"
         if kind is not None and kind not in PRICES:
             yield (
                 (*keys, "price"),
                 price,
-                f"is a profile of kind {kind}; {unit}, of kind {' or '.join(PRICES)}",
+                f"is of kind {kind}; {unit}, of kind {' or '.join(PRICES)}",
             )
         elif price in follows:
             yield (*keys, "price"), price, f"is followed by device {follows[price]!r} in per unit; {unit}"
@@ -89,10 +90,11 @@ def not_prices(raw: dict[str, Any]) -> Iterator[Wrong]:
 
 LINKED = tuple(f"{cls.__module__}:{cls.__name__}" for cls in (InterchangePrediction, MicrogridDispatch))
 """Controllers that plan with links between microgrids."""
+CORRECTS = f"{InterchangeCorrection.__module__}:{InterchangeCorrection.__name__}"
 
 
 def out_of_sight(scenario: Scenario) -> Iterator[Wrong]:
-    """What a scenario says of microgrids and its run does not show."""
+    """What a scenario says of microgrids and its run does not show, or not as it may be meant."""
     start, end = scenario.start, scenario.start + scenario.steps * scenario.every
     for i, part in enumerate(scenario.microgrids):
         resync = part.resync_steps * scenario.every
@@ -102,6 +104,12 @@ def out_of_sight(scenario: Scenario) -> Iterator[Wrong]:
                 window = f"{opens:%Y-%m-%d %H:%M} to {closes:%Y-%m-%d %H:%M}"
                 yield ("microgrids", i, "isolated", k), window, f"{advice}: it changes nothing"
     for i, controller in enumerate(scenario.controllers):
+        if controller.uses == CORRECTS and (controller.every or scenario.every) > scenario.every:
+            advice = (
+                "leaves steps to what was said for later, which is advice: only the first step's capability "
+            )
+            advice += "is certain, and the operator's batteries keep its setpoints; ask it each step"
+            yield ("controllers", i, "every"), controller.every, advice
         if controller.options.get("links") and controller.uses in LINKED:
             yield (
                 ("controllers", i, "options", "links"),

@@ -127,9 +127,9 @@ def _length(name: str, value: Any) -> str:
     if not unit or not isinstance(value, str):
         return ""
     try:
-        return f" of {unit}; write {duration(value).total_seconds() * scale:g}"
+        return f", in {unit}; write {duration(value).total_seconds() * scale:g}"
     except ValueError:
-        return f" of {unit}"
+        return f", in {unit}"
 
 
 def _meant(hint: Any, value: Any) -> str:

@@ -566,8 +566,10 @@ class ControllerPart(Part):
     name of a process, which all controllers share that name it. It talks over the bus, so not `kind: memory`
     """
     deadline: Duration | None = None
-    """how long the run waits for a decision from another process, by the wall clock; then it goes on without
-    one. A step's length if not given, 30 s with the clock `fast`"""
+    """how long the run waits for a decision from another process, by the wall clock, counted from when it
+    begins to ask the controllers of the step, who share that time; then it goes on without one. Three
+    quarters of a step if not given. With the clock `fast` each decision is waited for anew, 30 s if not
+    given"""
 
     @property
     def process_name(self) -> str:

@@ -275,7 +275,7 @@ class ControllersSimulator(Stage):
         return instructions
 
     def _tell_degraded(self, tick: Tick, turn: Turn) -> None:
-        """An event when a controller's decisions begin to be degraded, with its own reason if it gives one."""
+        """An event when a controller's decisions begin to be degraded, with its reason if it gives one."""
         if turn.decision is None:
             return
         if turn.origin is not Origin.DEGRADED:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -287,3 +289,11 @@ async def test_a_message_that_is_not_as_it_should_be_is_refused(change: Callable
     change(message)
     with pytest.raises(wire.BadMessage):
         wire.decode(json.dumps(message).encode(), AreaMessage)
+
+
+def test_what_the_page_says_about_a_microgrid_is_a_message() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "wire.md").read_text("utf-8")
+    (message,) = re.findall(r'(?ms)^```jsonc\n(\{"schema": "gridpace.area.*?)^```', page)
+    told = wire.decode(message.encode(), AreaMessage)
+    assert told.kind == "aic"
+    assert [planned.p_mw for planned in told.plan] == [0.12, 0.1]

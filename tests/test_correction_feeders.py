@@ -6,6 +6,7 @@ Feeders, limits, predictions and what is missing are drawn. Whatever is publishe
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import product
@@ -292,15 +293,30 @@ def check(decision: Decision, observation: Observation) -> None:
         assert decision.regions.keys() == observation.connected.keys()
 
 
-def hold(feeder: Feeder, site: Site, decision: Decision, asked: Asked, claim: Claim) -> None:
+def hold(
+    feeder: Feeder, site: Site, decision: Decision, asked: Asked, claim: Claim, e_mwh: Mapping[str, float]
+) -> None:
     """Nobody finds an exchange that breaks a limit, or moves the import by more than the reserve."""
     worst = attack(feeder, claim, asked.allowed, points=50)
     assert not worst.violated, (asked, worst)
     if asked.reserve_mw is not None:
-        batteries = [(site.devices[name].rating_mw, s.p_mw or 0.0) for name, s in decision.setpoints.items()]
         rises, falls = swing(feeder, site, decision, claim)
-        assert rises <= asked.reserve_mw[0] + sum(most - p for most, p in batteries) + SLACK_MW
-        assert falls <= asked.reserve_mw[1] + sum(most + p for most, p in batteries) + SLACK_MW
+        up, down = (sum(way) for way in zip((0.0, 0.0), *stored(site, decision, e_mwh), strict=True))
+        assert rises <= asked.reserve_mw[0] + up + SLACK_MW
+        assert falls <= asked.reserve_mw[1] + down + SLACK_MW
+
+
+def stored(site: Site, decision: Decision, e_mwh: Mapping[str, float]) -> Iterator[tuple[float, float]]:
+    """What each battery can give more and take more than its setpoint over the step [MW], by its rating and
+    its energy."""
+    hours = site.every.total_seconds() / 3600
+    for name, setpoint in decision.setpoints.items():
+        battery, p_mw = site.devices[name], setpoint.p_mw or 0.0
+        assert isinstance(battery, Battery)
+        charge, discharge = battery.efficiency
+        highest = min(battery.p_mw, (e_mwh[name] - battery.e_min_mwh) * discharge / hours)
+        lowest = max(-battery.p_mw, (e_mwh[name] - battery.e_mwh) / charge / hours)
+        yield max(highest - p_mw, 0.0), max(p_mw - lowest, 0.0)
 
 
 def admit(feeder: Feeder, site: Site, decision: Decision, asked: Asked, claim: Claim) -> None:
@@ -378,8 +394,10 @@ def drawn(
         check(decision, observation)
         found.append((str(decision.origin), worth(decision, observation)))
         claim = claimed(ours, decision, options["isolation_secure"])
-        holds = admit if decision.origin is Origin.DEGRADED else hold
-        holds(Feeder(net), ours, decision, limits, claim)
+        if decision.origin is Origin.DEGRADED:
+            admit(Feeder(net), ours, decision, limits, claim)
+        else:
+            hold(Feeder(net), ours, decision, limits, claim, observation.e_mwh)
     return found
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from controllers import (
+    Certificate,
     Decision,
     Forecast,
+    Infeasible,
     Interval,
     Kind,
     Microgrid,
@@ -140,3 +142,32 @@ def test_controllers_are_asked_in_their_order_and_hear_those_before_them() -> No
     assert heard["mgcc 0"] == [("pic", START, Origin.OPTIMAL), ("aic", START, Origin.CERTIFIED)]
     assert heard["pic 1"] == [("aic", START, Origin.CERTIFIED), ("mgcc", START, Origin.OPTIMAL)]
     assert heard["aic 1"] == [("pic", then, Origin.OPTIMAL), ("mgcc", START, Origin.OPTIMAL)]
+
+
+def test_a_degraded_decision_is_told_with_its_reason_until_all_is_well_again() -> None:
+    certificates = {"mg": Certificate(binding="no safe capability: lower voltage at bus 2")}
+    well, ill = {"kind": Kind.AIC, "origin": Origin.CERTIFIED}, {"kind": Kind.AIC, "origin": Origin.DEGRADED}
+    script = [ill | {"certificates": certificates}, ill, well, None, ill, None, ill]
+
+    class Scripted:
+        def step(self, observation: Observation) -> Decision:
+            what = script[(observation.time - START) // STEP]
+            if what is None:
+                raise Infeasible("nothing is known")
+            return says(observation.time, **what)
+
+    events: list[tuple[datetime, str, str]] = []
+    simulator = ControllersSimulator(
+        coupled(),
+        [Seat("dso", Scripted(), 1, 2 * STEP)],
+        epoch=1,
+        in_thread=False,
+        event=lambda at, what, **more: events.append((at, what, more["why"])),
+    )
+    for k in range(len(script)):
+        at = START + k * STEP
+        simulator.run(Tick(k, at, Duty.FULL, at), Measured(), Forecast.empty(at, STEP), [])
+    assert [event for event in events if event[1] == "degraded"] == [
+        (START, "degraded", "dso: mg: no safe capability: lower voltage at bus 2"),
+        (START + 4 * STEP, "degraded", "dso: its decision gives no reason"),
+    ]

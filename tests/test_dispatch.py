@@ -170,6 +170,12 @@ def test_a_correction_overrules_the_prediction_that_it_corrects() -> None:
     assert found.p_mw[:, 0] == pytest.approx(predicted.plan.mean[:, 0], abs=1e-6)
 
 
+def reason(decision: Decision, name: str = "mg1") -> str | None:
+    """Why the decision is degraded, of its one microgrid."""
+    assert decision.certificates.keys() == {name}
+    return decision.certificates[name].binding
+
+
 def test_later_intervals_of_the_capability_count_too() -> None:
     heard = allowed(seen(8), "mg1", (0.1, 0.2), (0.15, 0.16), (-0.05, 0.05))
     p_mw = dispatcher().dispatch(heard).p_mw[:, 0]
@@ -192,6 +198,7 @@ def test_without_a_capability_it_keeps_the_exchange() -> None:
         decision = dispatcher().step(heard)
         done = exchange(performed(reference_site(), "mg1", decision, heard))
         assert decision.origin is Origin.DEGRADED
+        assert reason(decision) == "no capability was heard, the measured exchange is kept"
         assert done == pytest.approx((0.123, 0.05), abs=1e-6)
     p_mw = {n: v for n, v in seen(8).p_mw.items() if n != "mg1"}
     devices = sum(p_mw[n] for n in reference_site().microgrids["mg1"].devices)
@@ -240,6 +247,7 @@ def test_an_island_balances_itself() -> None:
         heard = seen(k, connected={name: False}, p_mw=p_mw, e_mwh=e_mwh)
         decision = dispatcher(name).step(heard)
         assert decision.origin is Origin.OPTIMAL
+        assert decision.certificates == {}
         assert exchange(performed(site, name, decision, heard)) == pytest.approx((0.0, 0.0), abs=1e-6)
     served = -(decision.setpoints["mg1_il"].p_mw or 0.0)
     assert served < 0.12 * 0.98 - 1e-3  # engines that still ramp up: the cheap load is shed for a while
@@ -255,6 +263,7 @@ def test_an_island_that_cannot_balance_says_so() -> None:
     stuck = replace(heard, forecast=replace(heard.forecast, mean=heard.forecast.mean * [0.5, 1.0]))
     decision = fast.step(stuck)
     assert decision.origin is Origin.DEGRADED
+    assert reason(decision, "m") == "the exchange asked for is out of the devices' reach"
     assert decision.plan is not None
     assert decision.plan.mean[0, 0] == pytest.approx(0.2 - 0.1, abs=1e-7)  # what nobody takes
     # its tie is open, so its rating is no reason to have no decision
@@ -268,6 +277,7 @@ def test_reactive_power_that_is_not_there_is_said() -> None:
     observation = seen(8)
     decision = dispatcher().step(allowed(observation, "mg1", (-0.8, 0.8), q_mvar=5.0))
     assert decision.origin is Origin.DEGRADED
+    assert reason(decision) == "the reactive power asked for is out of the devices' reach"
     given = sum(setpoint.q_mvar or 0.0 for setpoint in decision.setpoints.values())
     assert 0.5 < given < 1.5
     ranged = dispatcher().step(allowed(observation, "mg1", (-0.8, 0.8), q_mvar=(0.1, 0.3)))

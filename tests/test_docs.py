@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import runpy
@@ -117,6 +118,61 @@ def test_the_page_on_tables_has_every_column(table: str) -> None:
 def test_the_readme_names_every_table_of_a_run() -> None:
     (tables,) = re.findall(r"(?s)A folder with (.*?) as\s+Parquet", section("README.md", "What a run leaves"))
     assert sorted(re.findall(r"`(\w+)`", tables)) == sorted(SCHEMAS)
+
+
+EVENT_SOURCES = ("controllers", "simulators", "bridges", "scenarios")
+TELLS = {"_event", "event", "record", "_lost"}
+"""Names of what takes an event's word among its first two arguments."""
+
+
+def event_words(source: str) -> set[str]:
+    """Words that code gives to events, and outcomes of exceptions, which are such words."""
+    found: set[str] = set()
+    for scope in ast.walk(ast.parse(source)):
+        if isinstance(scope, ast.ClassDef):
+            for line in scope.body:
+                if isinstance(line, ast.Assign | ast.AnnAssign) and line.value is not None:
+                    targets = line.targets if isinstance(line, ast.Assign) else [line.target]
+                    if any(isinstance(target, ast.Name) and target.id == "outcome" for target in targets):
+                        found |= constants(line.value)
+        if not isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        assigned: dict[str, set[str]] = {}
+        for node in ast.walk(scope):
+            if isinstance(node, ast.Assign):
+                for target in node.targets:
+                    if isinstance(target, ast.Name):
+                        assigned.setdefault(target.id, set()).update(constants(node.value))
+        for node in ast.walk(scope):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", None) in TELLS:
+                for argument in node.args[:2]:
+                    named = assigned.get(argument.id, set()) if isinstance(argument, ast.Name) else set()
+                    found |= constants(argument) | named
+    return found
+
+
+def constants(value: ast.expr) -> set[str]:
+    """The texts that an expression may be."""
+    if isinstance(value, ast.IfExp):
+        return constants(value.body) | constants(value.orelse)
+    return {value.value} if isinstance(value, ast.Constant) and isinstance(value.value, str) else set()
+
+
+def test_the_words_of_events_are_found_in_code() -> None:
+    assert event_words(
+        "class Gone(Error):\n    outcome: str = 'gone'\n"
+        "class Went(Gone):\n    outcome = 'went'\n"
+        "def f(self):\n    what = 'a' if 1 else 'b'\n    self._event(t, what, why='no')\n"
+        "    self._event(t, 'c' if 1 else 'd')\n    self._events.record(t, 'e', 'no')\n    other('no', 'no')"
+    ) == {"gone", "went", "a", "b", "c", "d", "e"}
+
+
+def test_the_page_on_tables_has_every_event() -> None:
+    files = [file for folder in EVENT_SOURCES for file in (ROOT / folder).rglob("*.py")]
+    told = set().union(*(event_words(file.read_text("utf-8")) for file in files))
+    rows = re.findall(r"(?m)^\| (`.*?) \|", section("docs/tables.md", "Events"))
+    listed = [word for row in rows for word in re.findall(r"`([^`]+)`", row)]
+    assert sorted(listed) == sorted({*told, "what"})  # the heading of its column
 
 
 def test_the_command_lines_module_lists_its_commands() -> None:

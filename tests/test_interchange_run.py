@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from controllers import FlexibleLoad, Generator, Microgrid, Region
 from scenarios.build import Built, build
-from scenarios.check import Problem, ScenarioInvalid, validate
+from scenarios.check import Problem, ScenarioInvalid, notices, validate
+from scenarios.cli import app
 from scenarios.expectations import InterchangeRespected, UnservedBelow
 from scenarios.load import load
 from scenarios.microgrid_report import microgrids
@@ -184,7 +186,15 @@ def test_a_load_that_is_not_interruptible_is_not_shed_by_its_default(folder: Pat
         ("devices=[mt1, bat1, pv1, ul1, il2]", "microgrids.mg1.devices.4", "did you mean 'il1'"),
         ("devices=[mt1, bat1, mt1]", "microgrids.mg1.devices.2", "belongs to microgrid 'mg1' already"),
         ("devices=[mt1, bat2]", "microgrids.mg1.devices.1", "is at bus 5, the microgrid at bus 17"),
-        ("devices=[]", "microgrids.mg1.devices", "at least 1"),
+        ("devices=[]", "microgrids.mg1.devices", "has too few; give at least 1"),
+        ("bus=16", "microgrids.mg1.bus", "is not where its devices are: they are all at bus 17"),
+        ("price=sun", "microgrids.mg1.price", "is followed by device 'pv1' in per unit; a price is in $/MWh"),
+        (
+            'isolated=["2026-06-21T08:00:00Z", "2026-06-21T10:00:00Z"]',
+            "microgrids.mg1.isolated",
+            "write windows as [[from, until], ...]",
+        ),
+        ('isolated=[["2026-06-21T08:00:00Z"]]', "microgrids.mg1.isolated", "write windows as [[from"),
         ("bus=40", "microgrids.mg1.bus", "bus 40 is not in the grid"),
         ("name=bat2", "microgrids.bat2.name", "is the name of a device"),
         ("price=spott", "microgrids.mg1.price", "did you mean 'spot'"),
@@ -228,6 +238,39 @@ def test_each_mistake_about_its_devices_speaks(folder: Path, change: str, path: 
     found = problems(folder, change)
     assert path in found, found
     assert advice in found[path].advice
+
+
+def test_a_mistake_about_a_bus_is_said_once(folder: Path) -> None:
+    assert list(problems(folder, "microgrids.mg1.bus=16")) == ["microgrids.mg1.bus"]
+    apart = problems(folder, "microgrids.mg1.bus=16", "devices.mt1.bus=15")
+    assert list(apart) == [f"microgrids.mg1.devices.{k}" for k in range(5)]
+
+
+def test_weather_is_no_price_and_a_map_no_list(folder: Path) -> None:
+    found = problems(folder, "profiles.cloud={kind: pv}", "microgrids.mg1.price=cloud")
+    assert found["microgrids.mg1.price"].advice.startswith("is of kind pv; a price is in $/MWh")
+    found = problems(folder, "microgrids={mg1: {bus: 17}}")
+    assert found["microgrids"].advice == "must be a list: `- name: mg1`"
+    found = problems(folder, "controllers.mgcc.process='mg 1'")
+    assert found["controllers.mgcc.process"].advice.startswith("must be here, own or a name")
+
+
+def test_a_window_outside_the_run_is_noticed(folder: Path) -> None:
+    def noticed(*changes: str) -> dict[str, str]:
+        draft = load(str(folder / "scenario.yaml"), changes)
+        return {one.path: one.advice for one in notices(draft, validate(draft))}
+
+    assert noticed() == {}
+    assert noticed("steps=3") == {}  # it begins with the last step
+    ((path, advice),) = noticed("steps=2").items()
+    assert path == "microgrids.mg1.isolated.0"
+    assert "is outside the run, which goes from 2026-06-21 06:00 to 2026-06-21 08:00" in advice
+    assert noticed("start=2026-06-21T10:00:00Z") == {}  # it synchronises still
+    assert list(noticed("start=2026-06-21T11:00:00Z")) == ["microgrids.mg1.isolated.0"]
+    ended = CliRunner().invoke(app, ["check", str(folder / "scenario.yaml"), "--set", "steps=2"])
+    assert (ended.exit_code, "notice: " in ended.output) == (0, True)
+    ended = CliRunner().invoke(app, ["check", str(folder / "scenario.yaml"), "--json", "--set", "steps=2"])
+    assert [one["path"] for one in json.loads(ended.stdout)["notices"]] == ["microgrids.mg1.isolated.0"]
 
 
 def test_two_microgrids_share_neither_name_nor_device_nor_price_with_another(folder: Path) -> None:
@@ -342,7 +385,10 @@ async def test_a_run_is_judged_and_reported_by_its_exchanges(folder: Path) -> No
     result = await do(folder / "scenario.yaml", folder / "runs", f"expect={json.dumps(asked)}")
     respected, unserved = result.verdicts
     assert respected.held
-    assert (respected.checked, dict(respected.uncounted)) == (4, {"isolated": 3, "without_capability": 1})
+    assert (respected.checked, dict(respected.uncounted)) == (
+        4,
+        {"isolated": 3, "before_the_first_decision": 1},
+    )
     rows = read(result.directory, "exchanges").to_pylist()
     assert unserved.observed == pytest.approx(sum(row["unserved_mw"] for row in rows))
     assert unserved.held == (unserved.observed <= 0.2)
@@ -404,7 +450,11 @@ INSIDE = {"p_mw": 0.1, "aic_low_mw": 0.0, "aic_high_mw": 0.2, "unserved_mw": 0.0
         ),
         (INSIDE | {"p_mw": -0.01}, False, "0.01 MW outside of"),
         (INSIDE | {"p_mw": 0.25, "connected": False}, True, "2 of 2 .*1 isolated do not count"),
-        (INSIDE | {"aic_low_mw": None}, True, "1 without capability do not count"),
+        (
+            INSIDE | {"aic_low_mw": None},
+            False,
+            "2 of 3 .*1 without capability, first of microgrid mg1, 2026-06-21 08:00.*; closest",
+        ),
         (INSIDE | {"p_mw": None}, False, "1 missing, first of microgrid mg1, 2026-06-21 08:00"),
         ({}, False, "1 missing, first of microgrid mg1"),
     ],
@@ -414,6 +464,20 @@ def test_interchange_respected(tmp_path: Path, last: dict[str, Any], held: bool,
     verdict = evaluate(run, InterchangeRespected(what="interchange_respected"))
     assert verdict.held == held
     assert re.search(words, verdict.sentence), verdict.sentence
+
+
+def test_nothing_is_in_force_before_a_decision_can_act(tmp_path: Path) -> None:
+    none = INSIDE | {"aic_low_mw": None, "aic_high_mw": None}
+    expected = InterchangeRespected(what="interchange_respected")
+    for name in ("begins", "never"):
+        (tmp_path / name).mkdir()
+    verdict = evaluate(recorded(tmp_path / "begins", none, INSIDE, INSIDE), expected)
+    assert verdict.held
+    assert (verdict.checked, dict(verdict.uncounted)) == (2, {"before_the_first_decision": 1})
+    verdict = evaluate(recorded(tmp_path / "never", none, none, none), expected)
+    assert not verdict.held
+    assert verdict.checked == 2
+    assert "2 without capability, first of microgrid mg1, 2026-06-21 07:00" in verdict.sentence
 
 
 def test_interchange_respected_by_a_share_and_a_tolerance(tmp_path: Path) -> None:

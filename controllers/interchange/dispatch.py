@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from controllers.contract import Decision, Infeasible, Observation, Origin, Setpoint
+from controllers.contract import Certificate, Decision, Infeasible, Observation, Origin, Setpoint
 from controllers.devices import Battery, DeviceState, FlexibleLoad
 from controllers.forecast import Forecast
 from controllers.interchange.microgrid_model import MicrogridModel
@@ -56,7 +56,7 @@ class MicrogridDispatch:
     It listens for decisions of kind `AIC` that name the microgrid, and to their plans. Without one it keeps
     the measured exchange; an island balances itself, if need be by shedding load. Where the devices cannot
     keep to what is asked for, by ramp, energy or firm load, they come as close as they can, at any cost.
-    Either makes the decision `DEGRADED`.
+    Either makes the decision `DEGRADED`, with a certificate of each microgrid that says why.
 
     Loads that are served in full are told their whole rating: they follow their demand, whatever it turns out
     to be. Every other device is told its planned power; sun and wind beyond the forecast are not used. The
@@ -116,11 +116,12 @@ class MicrogridDispatch:
         reading = read(observation, self.site, self.grids, self.horizon)
         orders = {grid.name: order(self.site, grid, observation, self.horizon) for grid in self.grids}
         done = self._solved(reading, orders)
-        setpoints, reached = {}, done.within and all(one.heard for one in orders.values())
+        setpoints, degraded = {}, {}
         for grid in self.grids:
             p_mw = {name: float(done.devices[name][0]) for name in grid.devices}
             q_mvar, enough = self._reactive(grid, p_mw, orders[grid.name], reading, observation)
-            reached = reached and enough
+            if why := _lacking(orders[grid.name].heard, done.within, enough):
+                degraded[grid.name] = Certificate(binding=why)
             for name in grid.devices:
                 setpoints[name] = Setpoint(
                     p_mw=self._told(name, p_mw[name], reading), q_mvar=q_mvar.get(name)
@@ -128,8 +129,9 @@ class MicrogridDispatch:
         names = tuple(grid.name for grid in self.grids)
         return Decision(
             time=observation.time,
-            origin=Origin.OPTIMAL if reached else Origin.DEGRADED,
+            origin=Origin.DEGRADED if degraded else Origin.OPTIMAL,
             setpoints=setpoints,
+            certificates=degraded,
             plan=Forecast(observation.time, self.site.every, names, done.p_mw, np.zeros_like(done.p_mw)),
         )
 
@@ -205,3 +207,13 @@ class MicrogridDispatch:
         share = min(needed / total, 1.0) if total else 0.0
         found = {name: share * able[name] for name in able}
         return found, abs(sum(found.values()) - needed) <= SHORT
+
+
+def _lacking(heard: bool, within: bool, enough: bool) -> str:
+    """Why what was asked for is not reached; nothing where it is."""
+    reasons = (
+        (heard, "no capability was heard, the measured exchange is kept"),
+        (within, "the exchange asked for is out of the devices' reach"),
+        (enough, "the reactive power asked for is out of the devices' reach"),
+    )
+    return ", and ".join(words for reached, words in reasons if not reached)
