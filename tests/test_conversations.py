@@ -96,8 +96,8 @@ def test_envelopes_are_made_of_what_capabilities_leave() -> None:
     equal = {"name": "dso", "uses": "controllers.envelopes.equal_ranges:EqualRanges"}
     assert told(lambda parts: [*parts.values(), equal]) == {}
     assert told(lambda parts: [equal, *parts.values()]) == {
-        "controllers.dso.name": "shares what capabilities leave, asked before the correction that it has to hear; "
-        "move it below 'correction'"
+        "controllers.dso.name": "shares what capabilities leave, asked before the correction that it has to "
+        "hear; move it below 'correction'"
     }
     fixed = equal | {"uses": "controllers.envelopes.static_limits:StaticLimits"}
     assert told(lambda parts: [fixed, *parts.values()]) == {}
