@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
+import msgspec
+
 from bridges import wire
+from bridges.area import area_topic, to_area_message
 from bridges.bus import Bus, Message
 from bridges.instruction import shortened, terse, to_message
-from controllers.contract import Instruction
+from controllers.contract import Instruction, Kind
+from controllers.forecast import Forecast
 
 
 class Publisher:
@@ -53,18 +57,69 @@ class Publisher:
             BadMessage: it cannot be sent as it is.
             ValueError: it belongs to another epoch.
         """
+        topic = wire.device_topic(self.run, self.area, instruction.device, "setpoint")
+
+        def made(sent: Instruction, left_s: float) -> msgspec.Struct:
+            return to_message(sent, run=self.run, area=self.area, ttl_s=left_s, wall=wall)
+
+        self._publish(topic, instruction, ttl_s, made)
+
+    def announce(
+        self,
+        said: Instruction,
+        ttl_s: float,
+        *,
+        kind: Kind,
+        controller: str,
+        plan: Forecast | None = None,
+        wall: Callable[[datetime], datetime] | None = None,
+    ) -> None:
+        """Publish what a controller says about an area, retained, for `ttl_s` seconds; never waits.
+
+        Args:
+            said: like an instruction whose device is the area; one too long is shortened as in `send`.
+            plan: what the area means to exchange, if that is known.
+            ttl_s, wall: see `send`.
+
+        Raises:
+            BadMessage, ValueError: see `send`.
+        """
+        topic = area_topic(self.run, said.device, kind)
+
+        def made(sent: Instruction, left_s: float) -> msgspec.Struct:
+            return to_area_message(
+                sent, kind=kind, controller=controller, plan=plan, run=self.run, ttl_s=left_s, wall=wall
+            )
+
+        self._publish(topic, said, ttl_s, made)
+
+    def retract(self, area: str, kind: Kind) -> None:
+        """Withdraw what was said about an area: its retained message goes.
+
+        Raises:
+            BadMessage: a name that cannot be in a topic.
+        """
+        self._bus.publish(area_topic(self.run, area, kind), b"", retain=True)
+
+    def _publish(
+        self,
+        topic: str,
+        instruction: Instruction,
+        ttl_s: float,
+        made: Callable[[Instruction, float], msgspec.Struct],
+    ) -> None:
+        """Publish the message that is made of as much of an instruction as one holds."""
         if instruction.epoch != self.epoch:
             raise ValueError(
                 f"instruction {instruction.seq} for {instruction.device} is of epoch {instruction.epoch}, "
                 f"this publisher of {self.epoch}; construct one for each epoch"
             )
-        topic = wire.device_topic(self.run, self.area, instruction.device, "setpoint")
         sent, brief = shortened(instruction, wire.MAX_LATER), False
         while True:
             part = 1.0
             if sent is not instruction:
                 part = (sent.valid_until - sent.issued_at) / (instruction.valid_until - sent.issued_at)
-            message = to_message(sent, run=self.run, area=self.area, ttl_s=ttl_s * part, wall=wall)
+            message = made(sent, ttl_s * part)
             try:
                 payload = wire.encode(message)
                 break

@@ -28,6 +28,7 @@ from controllers.fairness import Fairness as Fairness
 from controllers.fairness import Ledger as Ledger
 from controllers.fallback import Fallback as Fallback
 from controllers.forecast import Forecast as Forecast
+from controllers.microgrid import Microgrid as Microgrid
 from controllers.network import Flows as Flows
 from controllers.network import Limits as Limits
 from controllers.network import Network as Network

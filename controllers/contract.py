@@ -41,6 +41,8 @@ class Origin(StrEnum):
     """the controller's own method"""
     CERTIFIED = "certified"
     """the method, checked by the AC power flow before release"""
+    REPAIRED = "repaired"
+    """the method, after a check had failed: scaled, or solved again, until it held"""
     DEGRADED = "degraded"
     """there is no safe answer: the background alone takes the network beyond a limit, and nothing makes it
     worse; or what was announced has to stand until the notice of something tighter has passed"""
@@ -115,15 +117,20 @@ class Observation:
     v_pu: Mapping[str, float] = field(default_factory=dict)
     """voltage magnitude by bus"""
     p_mw: Mapping[str, float] = field(default_factory=dict)
-    """injected active power by device and load"""
+    """injected active power by device, load and microgrid (its exchange with the network)"""
     q_mvar: Mapping[str, float] = field(default_factory=dict)
-    """injected reactive power by device and load"""
+    """injected reactive power by device, load and microgrid"""
     e_mwh: Mapping[str, float] = field(default_factory=dict)
     """stored energy by device"""
     regions: Mapping[str, Region] = field(default_factory=dict)
     """what other controllers said last, by target, as far as it still holds"""
     positions: Mapping[str, int] = field(default_factory=dict)
     """where each regulator (tap changer, capacitor bank) will stand when a decision of now acts"""
+    said: Mapping[str, Decision] = field(default_factory=dict)
+    """what each other controller decided last, as far as it is still valid, by controller; of this step where
+    it was asked before"""
+    connected: Mapping[str, bool] = field(default_factory=dict)
+    """whether each microgrid is connected to the network, as measured"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +159,8 @@ class Decision:
     kind: Kind = Kind.ENVELOPE
     """what `regions` mean"""
     certificates: Mapping[str, Certificate] = field(default_factory=dict)
-    """by target, for some or all of `regions`"""
+    """by target, for some or all of `regions`, or for a microgrid whose setpoints fall short of what is asked
+    for"""
     until: datetime | None = None
     """when `regions` and `setpoints` end; `None`: when `later` begins or, without it, as the scenario says"""
     later: tuple[Interval, ...] = ()
@@ -160,6 +168,8 @@ class Decision:
     its end"""
     positions: Mapping[str, int] = field(default_factory=dict)
     """by regulator of the network operator: where it shall stand"""
+    plan: Forecast | None = None
+    """what `regions`' targets, or some of them, mean to inject over the coming intervals, and its spread"""
     fairness: Fairness | None = None
     """how the regions share what the network allows, where that is the method's subject"""
 

@@ -182,6 +182,8 @@ class Battery(_Connected):
     e_start_mwh: float
     efficiency: tuple[float, float]
     """charging, discharging"""
+    cost_per_mwh: float = 0.0
+    """wear, of energy charged and of energy discharged [$/MWh]"""
 
     @cached_property
     def _circle(self) -> Region:
@@ -214,6 +216,10 @@ class FlexibleLoad(_Connected):
     firm_mw: float
     """consumption that cannot be reduced, positive"""
     power_factor: float
+    interruptible: bool = True
+    """whether it may be reduced in ordinary operation; else only to keep the lights of others on"""
+    cost_per_mwh: float = 0.0
+    """of energy not served [$/MWh]"""
 
     @cached_property
     def _coupling(self) -> Region:
@@ -241,6 +247,12 @@ class Generator(_Connected):
     p_min_mw: float
     s_mva: float
     ramp_mw_per_min: float
+    cost_per_mwh: float = 0.0
+    """fuel and upkeep [$/MWh]"""
+    heat_ratio: float = 0.0
+    """heat [MW] that comes with each MW of power; 0: none that is used"""
+    p_start_mw: float | None = None
+    """power before the first step; `p_min_mw` if not given"""
 
     @cached_property
     def _circle(self) -> Region:
@@ -254,4 +266,4 @@ class Generator(_Connected):
         return self._circle & band(max(self.p_min_mw, state.p_mw - step), min(self.p_mw, state.p_mw + step))
 
     def initial(self) -> DeviceState:
-        return DeviceState(p_mw=self.p_min_mw)
+        return DeviceState(p_mw=self.p_min_mw if self.p_start_mw is None else self.p_start_mw)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
+
+from controllers.point_estimate import Bounds, Factor, Points, Scheme, points
 
 Array = npt.NDArray[np.float64]
 
@@ -65,3 +68,14 @@ class Forecast:
         if not 0 <= interval < len(self.mean):
             return {}
         return dict(zip(self.names, self.mean[interval].tolist(), strict=True))
+
+    def points(
+        self,
+        factors: Sequence[Factor] | None = None,
+        *,
+        scheme: Scheme = "2m",
+        correlation: Array | None = None,
+        bounds: Mapping[str, Bounds] | None = None,
+    ) -> Points:
+        """Weighted cases that stand for mean and spread; see `controllers.point_estimate.points`."""
+        return points(self, factors, scheme=scheme, correlation=correlation, bounds=bounds)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from controllers.devices import Device
+from controllers.microgrid import Microgrid
 from controllers.network import Limits, Network, PowerFlow
 from controllers.regulators import Regulator
 
@@ -44,3 +45,5 @@ class Site:
     """AC power flow of the same grid, for controllers that check themselves"""
     regulators: Mapping[str, Regulator] = field(default_factory=dict)
     """what the network operator moves in steps, by name"""
+    microgrids: Mapping[str, Microgrid] = field(default_factory=dict)
+    """devices that are operated together behind one point of connection, by name"""

@@ -66,6 +66,8 @@ PARTS = (
     ("Box", "`default` of a device"),
     ("TapChangerPart", "`regulators`, kind `tap-changer`"),
     ("CapacitorBankPart", "`regulators`, kind `capacitor-bank`"),
+    ("MicrogridPart", "`microgrids`, a list"),
+    ("HeatPart", "`heat` of a microgrid"),
     ("FleetPart", "`fleets`, a list"),
     ("EveryBus", "`fleets.buses`, every N-th"),
     ("ControllerPart", "`controllers`, a list"),
@@ -78,9 +80,11 @@ PARTS = (
     ("VoltageWithin", "`expect`, `what: v_pu`"),
     ("LoadingBelow", "`expect`, `what: loading_percent`"),
     ("EnvelopeRespected", "`expect`, `what: envelope_respected`"),
+    ("InterchangeRespected", "`expect`, `what: interchange_respected`"),
     ("Decided", "`expect`, `what: decided`"),
     ("DurationBelow", "`expect`, durations"),
     ("CurtailedBelow", "`expect`, `what: curtailed_mwh`"),
+    ("UnservedBelow", "`expect`, `what: unserved_mwh`"),
 )
 """Parts in the order of the page; a part of the schema that is not named here is an error."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 from pandapower.auxiliary import pandapowerNet
@@ -13,41 +13,33 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from controllers.contract import Controller
 from controllers.devices import (
-    Battery,
     Device,
     FlexibleLoad,
-    Generator,
-    PvInverter,
-    WindTurbine,
-    still,
 )
 from controllers.envelopes.certified import Certified
 from controllers.envelopes.rolling import Rolling
 from controllers.fallback import Fallback
 from controllers.network import Limits, PowerFlow
-from controllers.region import Region
-from controllers.regulators import CapacitorBank, Regulator, TapChanger
+from controllers.regulators import Regulator
 from controllers.site import Load, Site
 from scenarios.check import ScenarioInvalid, problem_at
-from scenarios.coverage import covering, period, uncovered
+from scenarios.corrections import without_room
+from scenarios.coverage import covering, looks_ahead, period, uncovered
+from scenarios.equipment import device_of, regulator_of
 from scenarios.grids import GridError, bus_of, load_grid
 from scenarios.load import Draft, Keys
+from scenarios.microgrids import breaker_of, followers, microgrid_of
+from scenarios.options import blamed
 from scenarios.plugins import controller_class
 from scenarios.schema import (
-    AnyDevice,
-    AnyRegulator,
-    BatteryPart,
-    Box,
+    HERE,
     CapacitorBankPart,
-    GeneratorPart,
     GridPart,
-    LoadPart,
-    PvPart,
+    MemoryBusPart,
     Scenario,
-    TapChangerPart,
-    WindPart,
 )
 from simulators.controller import Seat
+from simulators.microgrids import Breaker, MicrogridTwin
 from simulators.network import network_of
 from simulators.per_unit import PLACED, NetworkRefused, per_unit
 from simulators.power_flow import PandapowerEngine, PowerGridModelEngine
@@ -67,20 +59,37 @@ class Built:
     engine: PowerFlow
     """the plant's power flow, with which the run is simulated"""
     driven: tuple[Driven, ...]
+    breakers: Mapping[str, Breaker]
+    """by microgrid"""
     seats: tuple[Seat, ...]
     sources: tuple[str, ...]
     """of the methods that the controllers use"""
 
+    def microgrid_twins(self, event: Callable[..., None]) -> list[MicrogridTwin]:
+        """The microgrids of the plant, as they begin; `event` takes what happens to them."""
+        every_s = self.scenario.every.total_seconds()
+        grids, devices = self.site.microgrids, self.site.devices
+        return [
+            MicrogridTwin(
+                grids[p.name], devices, self.breakers[p.name], every_s, event, regulates=p.regulates
+            )
+            for p in self.scenario.microgrids
+        ]
 
-def build(draft: Draft, scenario: Scenario) -> Built:
+
+def build(draft: Draft, scenario: Scenario, *, only: Set[str] | None = None) -> Built:
     """Construct a scenario's parts.
+
+    Args:
+        only: names of the controllers to construct, for a process that answers for no others; all if not
+            given.
 
     Raises:
         ScenarioInvalid: a grid or controller that refuses what it is given.
     """
     net = _net(draft, scenario.grid)
     devices = {part.name: device_of(part, bus_of(net, part.bus)) for part in scenario.devices}
-    regulators = {part.name: _regulator(part, net) for part in scenario.regulators}
+    regulators = {part.name: regulator_of(part, net) for part in scenario.regulators}
     loads = _loads(draft, net)
     engine: PandapowerEngine | PowerGridModelEngine
     try:
@@ -114,13 +123,18 @@ def build(draft: Draft, scenario: Scenario) -> Built:
         loads=loads,
         power_flow=fast,
         regulators=regulators,
+        microgrids={p.name: microgrid_of(p, bus_of(net, p.bus)) for p in scenario.microgrids},
     )
-    in_order = [_seat(draft, scenario, site, i) for i in range(len(scenario.controllers))]
-    _require_periods(draft, scenario, in_order)
+    wanted = [i for i, part in enumerate(scenario.controllers) if only is None or part.name in only]
+    in_order = [_seat(draft, scenario, site, i) for i in wanted]
+    if only is None:
+        _require_periods(draft, scenario, in_order)
+        _require_room(draft, scenario, in_order)
     seats = tuple(sorted(in_order, key=lambda seat: not _goes_first(seat.controller)))
     sources = dict.fromkeys(source for seat in seats for source in _sources(seat.controller))
     driven = _driven(draft, scenario, devices, loads)
-    return Built(scenario, site, engine, driven, seats, tuple(sources))
+    breakers = {part.name: breaker_of(part, scenario.every) for part in scenario.microgrids}
+    return Built(scenario, site, engine, driven, breakers, seats, tuple(sources))
 
 
 def _refused(draft: Draft, keys: Keys, value: Any, advice: str) -> ScenarioInvalid:
@@ -188,86 +202,6 @@ def _loads(draft: Draft, net: pandapowerNet) -> dict[str, Load]:
     return loads
 
 
-def _region(box: Box | None, otherwise: Region) -> Region:
-    return otherwise if box is None else Region.box(p_mw=box.p_mw, q_mvar=box.q_mvar)
-
-
-def device_of(part: AnyDevice, bus: str) -> Device:
-    """A device with the schema's defaults filled in; `bus` is our name of the one that it is connected to."""
-    common: dict[str, Any] = {"name": part.name, "bus": bus}
-    match part:
-        case PvPart():
-            p_mw = part.s_mva if part.p_mw is None else part.p_mw
-            weight, default = (
-                part.s_mva if part.weight is None else part.weight,
-                _region(part.default, still()),
-            )
-            return PvInverter(**common, s_mva=part.s_mva, p_mw=p_mw, weight=weight, default=default)
-        case WindPart():
-            default = _region(part.default, still())
-            return WindTurbine(
-                **common,
-                p_mw=part.p_mw,
-                power_factor=part.power_factor,
-                weight=part.weight or part.p_mw,
-                default=default,
-            )
-        case BatteryPart():
-            return Battery(
-                **common,
-                p_mw=part.p_mw,
-                s_mva=part.s_mva or part.p_mw,
-                e_mwh=part.e_mwh,
-                e_min_mwh=part.e_min_mwh,
-                e_start_mwh=part.e_mwh / 2 if part.e_start_mwh is None else part.e_start_mwh,
-                efficiency=part.efficiency,
-                weight=part.weight or part.p_mw,
-                default=_region(part.default, still()),
-            )
-        case LoadPart():
-            firm = Region.box(p_mw=(-part.firm_mw, 0.0), q_mvar=(-part.p_mw, part.p_mw))
-            return FlexibleLoad(
-                **common,
-                p_mw=part.p_mw,
-                firm_mw=part.firm_mw,
-                power_factor=part.power_factor,
-                weight=part.weight or part.p_mw,
-                default=_region(part.default, firm),
-            )
-        case GeneratorPart():
-            idle = Region.box(p_mw=(0.0, part.p_min_mw), q_mvar=(0.0, 0.0))
-            return Generator(
-                **common,
-                p_mw=part.p_mw,
-                p_min_mw=part.p_min_mw,
-                s_mva=part.s_mva or part.p_mw,
-                ramp_mw_per_min=part.ramp_mw_per_min,
-                weight=part.weight or part.p_mw,
-                default=_region(part.default, idle),
-            )
-    assert_never(part)
-
-
-def _regulator(part: AnyRegulator, net: pandapowerNet) -> Regulator:
-    match part:
-        case TapChangerPart():
-            lowest, highest = part.positions
-            return TapChanger(
-                name=part.name,
-                branch=None if part.at == "source" else part.at,
-                step=part.step_percent / 100,
-                lowest=lowest,
-                highest=highest,
-                start=part.start,
-            )
-        case CapacitorBankPart():
-            bus = bus_of(net, part.bus)
-            return CapacitorBank(
-                name=part.name, bus=bus, q_mvar=part.q_mvar, steps=part.steps, start=part.start
-            )
-    assert_never(part)
-
-
 def _require_places(
     draft: Draft, scenario: Scenario, net: pandapowerNet, regulators: Mapping[str, Regulator]
 ) -> None:
@@ -285,11 +219,14 @@ def _require_places(
 
 def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
     part = scenario.controllers[i]
+    if part.process != HERE and isinstance(scenario.bus, MemoryBusPart):
+        advice = "talks over the bus, and kind memory does not leave the run's; take embedded or mqtt"
+        raise _refused(draft, ("controllers", i, "process"), part.process, advice)
     steps = period(scenario, part)
-    if (wrong := uncovered(scenario, part)) is not None:
+    cls = controller_class(part.uses, draft.folder)
+    if (wrong := uncovered(scenario, part, cls)) is not None:
         keys, value, advice = wrong
         raise _refused(draft, ("controllers", i, *keys), value, advice)
-    cls = controller_class(part.uses, draft.folder)
     key = "options"
     try:
         controller = cls(site, **(part.options if part.rolling else covering(cls, part.options, steps)))
@@ -305,11 +242,12 @@ def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
             looking.append(second(site, **covering(second, {}, steps)))
             controller = Fallback(*looking)
     except (Exception, SystemExit) as error:  # whatever a third party's constructor raises
-        raise _refused(
-            draft, ("controllers", i, key), dict(getattr(part, key)), f"{part.uses} refuses: {error}"
-        ) from error
+        given = dict(getattr(part, key))
+        name = blamed(str(error), given) if key == "options" else None
+        where, value = ((key,), given) if name is None else ((key, name), given[name])
+        raise _refused(draft, ("controllers", i, *where), value, f"{part.uses} refuses: {error}") from error
     covered = scenario.forecast.intervals
-    for asked in (getattr(one, "intervals", 1) for one in looking):
+    for asked in (getattr(one, looks_ahead(type(one)), 1) for one in looking):
         if isinstance(asked, int) and asked > covered:
             advice = f"{part.uses} looks {asked} steps ahead, but a forecast covers {covered}; raise it"
             advice += f", or ask it more often than each {steps} steps" if asked == steps > 1 else ""
@@ -337,6 +275,19 @@ def _require_periods(draft: Draft, scenario: Scenario, seats: Sequence[Seat]) ->
                 raise _refused(draft, ("controllers", i, "every"), part.every, advice)
 
 
+def _require_room(draft: Draft, scenario: Scenario, seats: Sequence[Seat]) -> None:
+    """Capabilities of microgrids leave room for the devices that envelopes move.
+
+    Raises:
+        ScenarioInvalid: a correction of capabilities for which these stand still.
+    """
+    found = without_room([seat.controller for seat in seats])
+    if found is not None:
+        i, moved = found
+        advice = f"leaves no room for {', '.join(moved)} under envelopes; give it outside_part, e.g. 0.3"
+        raise _refused(draft, ("controllers", i, "options"), scenario.controllers[i].options, advice)
+
+
 def _goes_first(controller: Controller) -> bool:
     """Whether it sets what the others of a step have to know, wherever the scenario names it."""
     first = controller.first if isinstance(controller, Fallback) else controller
@@ -359,6 +310,8 @@ def _driven(
             device = devices[part.name]
             sign = -1.0 if isinstance(device, FlexibleLoad) else 1.0
             sites[part.profile].append((device.name, sign * device.rating_mw))
+    for profile, name, rating in followers(scenario.microgrids):
+        sites[profile].append((name, rating))
     for table, profile in scenario.grid.profiles.items():
         sites[profile] += [
             (load.name, load.p_mw) for load in loads.values() if load.name.startswith(f"{table}:")

@@ -16,8 +16,8 @@ def scenarios() -> list[dict[str, Any]]:
     found = []
     for name in packaged():
         raw = load(name).raw
-        uses = [f"uses {c['uses']}" for c in raw.get("controllers", [])]
-        found.append({"name": name, "description": raw.get("description", ""), "sources": uses})
+        uses = dict.fromkeys(f"uses {c['uses']}" for c in raw.get("controllers", []))
+        found.append({"name": name, "description": raw.get("description", ""), "sources": list(uses)})
     return found
 
 

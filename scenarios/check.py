@@ -13,14 +13,18 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from scenarios.conversations import Speaker, conversation_problems
 from scenarios.grids import GridError, bus_of, load_grid
 from scenarios.load import Draft, Keys
+from scenarios.microgrids import misplaced_devices, named_twice, not_prices, out_of_sight
 from scenarios.options import misplaced, mistakes
 from scenarios.plugins import NoSuchController, controller_class
 from scenarios.schema import Duration, GridPart, Scenario, spell
 
 _SILENT = object()
 """Marks a value that is not there."""
+_NAMED = ("devices", "fleets", "regulators", "microgrids", "controllers")
+"""Sections whose items have names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,11 @@ def validate(draft: Draft) -> Scenario:
         unique = list(dict.fromkeys(found))
         raise ScenarioInvalid(draft.origin, sorted(unique, key=lambda p: (p.line is None, p.line or 0)))
     return scenario
+
+
+def notices(draft: Draft, scenario: Scenario) -> list[Problem]:
+    """What is allowed in a scenario and may yet not be what was meant."""
+    return [problem_at(draft, *found) for found in out_of_sight(scenario)]
 
 
 def _named(raw: Any, keys: Keys) -> Keys:
@@ -139,6 +148,12 @@ def _from_pydantic(draft: Draft, detail: ErrorDetails) -> Problem:
             advice = "must be true or false"
         case "float_type" | "float_parsing":
             advice = "must be a number, without quotes"
+        case "list_type" | "tuple_type":
+            named = keys[-1] in _NAMED and isinstance(value, dict)
+            first = next(iter(value), "...") if named else None
+            advice = f"must be a list: `- name: {first}`" if named else "must be a list, such as [a, b]"
+        case "too_short":
+            advice = f"has too few; give at least {detail.get('ctx', {}).get('min_length', 1)}"
         case "dict_type" | "model_type":
             switch = "true, false or " if keys[-1] in ("certified", "rolling") else ""
             advice = f"must be {switch}a mapping, such as {{key: value}}"
@@ -155,6 +170,7 @@ def _from_pydantic(draft: Draft, detail: ErrorDetails) -> Problem:
             advice = {
                 "uses": "must read module:Class or file.py:Class",
                 "fallback": "must read module:Class or file.py:Class",
+                "process": "must be here, own or a name, of 1 to 64 of the characters A-Z a-z 0-9 _ . -",
                 "name": "must have 1 to 64 of the characters A-Z a-z 0-9 _ . -",
                 "url": "must read mqtt://host:port or mqtts://host:port (credentials: environment)",
             }.get(str(keys[-1]), f"must match {pattern}")
@@ -225,7 +241,7 @@ def _items(raw: Any, section: str) -> list[tuple[Keys, dict[str, Any]]]:
 def _references(draft: Draft) -> Iterator[Problem]:
     """What only the whole file shows; reads the raw mapping, so that other mistakes do not hide these."""
     raw = draft.raw
-    for section in ("devices", "regulators", "controllers"):
+    for section in ("devices", "regulators", "microgrids", "controllers"):
         names = Counter(str(item.get("name")) for _, item in _items(raw, section) if "name" in item)
         seen: set[str] = set()
         for keys, item in _items(raw, section):
@@ -235,9 +251,11 @@ def _references(draft: Draft) -> Iterator[Problem]:
                 p = problem_at(draft, (*keys, "name"), name, "is a name used before; give each its own")
                 yield Problem(f"{section}.{keys[1]}.name", p.value, p.advice, p.line)
             seen.add(name)
+    yield from (problem_at(draft, *wrong) for wrong in (*named_twice(raw), *not_prices(raw)))
     yield from _profile_references(draft)
     yield from _bus_references(draft)
     yield from _controllers(draft)
+    yield from _conversations(draft)
 
 
 def _profile_references(draft: Draft) -> Iterator[Problem]:
@@ -250,6 +268,10 @@ def _profile_references(draft: Draft) -> Iterator[Problem]:
         ((*keys, "profile"), d.get("profile")) for keys, d in _items(raw, "devices")
     ]
     uses += [(("grid", "profiles", k), v) for k, v in tables.items()] if isinstance(tables, dict) else []
+    for keys, grid in _items(raw, "microgrids"):
+        heat = grid.get("heat")
+        uses.append(((*keys, "price"), grid.get("price")))
+        uses += [((*keys, "heat", "profile"), heat.get("profile"))] if isinstance(heat, dict) else []
     for path, name in uses:
         if name is None or name in known:
             continue
@@ -271,13 +293,15 @@ def _bus_references(draft: Draft) -> Iterator[Problem]:
     except GridError as error:
         yield problem_at(draft, ("grid", "network"), part.network, str(error))
         return
-    for keys, item in [*_items(draft.raw, "devices"), *_items(draft.raw, "regulators")]:
+    sections = ("devices", "regulators", "microgrids")
+    for keys, item in (found for section in sections for found in _items(draft.raw, section)):
         bus = item.get("bus", _SILENT)
         if isinstance(bus, int | str) and not isinstance(bus, bool):
             try:
                 bus_of(net, bus)
             except GridError as error:
                 yield problem_at(draft, (*keys, "bus"), bus, str(error))
+    yield from (problem_at(draft, *wrong) for wrong in misplaced_devices(draft.raw, net))
     yield from _taps(draft, list(net.trafo.index))
 
 
@@ -326,6 +350,29 @@ def _controllers(draft: Draft) -> Iterator[Problem]:
             yield problem_at(
                 draft, (*keys, "every"), item["every"], "must be a multiple of the scenario's step"
             )
+
+
+def _conversations(draft: Draft) -> Iterator[Problem]:
+    """What keeps controllers from talking about the microgrids; where a class is not found, it may have any
+    part."""
+    speakers, complete = [], True
+    for keys, item in _items(draft.raw, "controllers"):
+        classes = []
+        for uses in (item.get(key) for key in ("uses", "fallback") if item.get(key) is not None):
+            try:
+                classes.append(controller_class(str(uses), draft.folder))
+            except NoSuchController:
+                complete = False
+        options = item.get("options")
+        microgrid = options.get("microgrid") if isinstance(options, dict) else None
+        try:
+            every = TypeAdapter(Duration).validate_python(item.get("every") or draft.raw.get("every"))
+        except ValidationError:
+            every = None
+        speakers.append(Speaker(keys, str(item.get("name")), tuple(classes), microgrid, every))
+    grids = {str(item.get("name")): keys for keys, item in _items(draft.raw, "microgrids")}
+    for where, value, advice in conversation_problems(speakers, grids, complete=complete):
+        yield problem_at(draft, where, _SILENT if value is None else value, advice)
 
 
 def _options(draft: Draft, keys: Keys, key: str, item: dict[str, Any], cls: type[Any]) -> Iterator[Problem]:

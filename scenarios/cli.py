@@ -98,6 +98,7 @@ def run(
     from scenarios.check import ScenarioInvalid
     from scenarios.report import show, summary
     from scenarios.run import CannotWrite, run_blocking
+    from scenarios.supervisor import NoProcess
     from scenarios.watch import console, watch
 
     draft, scenario = _load(file, [*changes, *([f"clock.mode={clock}"] if clock else [])])
@@ -108,7 +109,7 @@ def run(
         _fail(2, str(error))
     except (BusUnreachable, NoBroker) as error:
         _fail(2, f"scenario {scenario.name}: bus: {error}")
-    except CannotWrite as error:
+    except (CannotWrite, NoProcess) as error:
         _fail(2, str(error))
     except KeyboardInterrupt:  # while the scenario is built; afterwards it ends the run in good order
         _fail(130, "interrupted before the first step; nothing was run")
@@ -191,7 +192,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Run one day under each method, with the same weather, and print what each led to."""
-    from scenarios.compare import Refused, drafts, show
+    from scenarios.compare import Refused, drafts, show, titled
     from scenarios.compare import as_json as plain
     from scenarios.compare import compare as run_all
     from scenarios.envelopes import NoSuchMethod
@@ -209,8 +210,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps({"scenario": scenario.name, "methods": plain(found)}, indent=2))
     else:
-        checked = "as the linear model says" if uncertified else "certified, but for none and static"
-        title = f"{scenario.name}: {runs[0][1].raw['steps']} steps under each method, {checked}"
+        title = f"{scenario.name}: {runs[0][1].raw['steps']} steps under each {titled(runs, uncertified)}"
         show(found, title, console())
     if all(isinstance(each, Refused) for each in found):
         raise typer.Exit(2)
@@ -222,25 +222,32 @@ def check(file: File, changes: Sets = [], as_json: Json = False) -> None:  # noq
     from dataclasses import asdict
 
     from scenarios.build import build
-    from scenarios.check import ScenarioInvalid, validate
+    from scenarios.check import Problem, ScenarioInvalid, notices, validate
     from scenarios.load import ScenarioUnreadable, load
 
-    problems = []
+    problems: list[Problem] = []
+    noticed: list[Problem] = []
     try:
         draft = load(file, changes)
-        build(draft, validate(draft))
+        scenario = validate(draft)
+        build(draft, scenario)
+        noticed = notices(draft, scenario)
     except ScenarioUnreadable as error:
         _fail(2, str(error))
     except ScenarioInvalid as error:
         problems = error.problems
     if as_json:
-        typer.echo(json.dumps({"scenario": file, "problems": [asdict(p) for p in problems]}, indent=2))
+        lists = {"problems": problems, "notices": noticed}
+        found = {name: [asdict(one) for one in several] for name, several in lists.items()}
+        typer.echo(json.dumps({"scenario": file, **found}, indent=2))
     elif problems:
         typer.echo(f"{file}: {len(problems)} problem(s)", err=True)
         for problem in problems:
             typer.echo(f"  {problem}", err=True)
     else:
         typer.echo(f"{file}: no problem found")
+        for notice in noticed:
+            typer.echo(f"  notice: {notice}", err=True)
     raise typer.Exit(2 if problems else 0)
 
 

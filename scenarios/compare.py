@@ -1,7 +1,8 @@
 """Compare: the same day once under each method, and what it led to, for `gridpace compare`.
 
 Every run has the scenario's seed and so the same weather and loads; only the controller of the envelopes is
-another. The plant is the AC power flow, so a method that is wrong about the network shows it.
+another, or that which corrects interchange capabilities (`scenarios.corrections`). The plant is the AC power
+flow, so a method that is wrong about the network shows it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from rich.text import Text
 from controllers.envelopes.method import EnvelopeMethod
 from controllers.envelopes.static_limits import FixedLimits
 from scenarios.check import ScenarioInvalid, validate
+from scenarios.corrections import ALTERNATIVES, Alternative, alternatives, wanted
 from scenarios.envelope_report import number
 from scenarios.envelopes import Method, chosen, shared_options
 from scenarios.figures import UNDECIDED, energies, rows, step_times
+from scenarios.interchange_report import Interchange, interchange, table
 from scenarios.load import Draft
 from scenarios.plugins import NoSuchController, controller_class
 from scenarios.run import CannotWrite, run_blocking
@@ -91,30 +94,48 @@ class Outcome:
     solve_ms: float | None
     """median"""
     wall_s: float
+    interchange: Interchange | None = None
+    """of a scenario with microgrids whose capabilities are corrected"""
 
 
 def drafts(
     draft: Draft, scenario: Scenario, names: Sequence[str], *, certified: bool, steps: int | None
-) -> Iterator[tuple[Method, Draft]]:
+) -> Iterator[tuple[Method | Alternative, Draft]]:
     """The scenario once for each method: fast, on the memory bus, a day at most.
 
     Controllers of the scenario that are no methods of envelopes stay; the first that is one gives its name,
-    its rhythm and its shared options to the method's, and the others go.
+    its rhythm and its shared options to the method's, and the others go. Where one corrects interchange
+    capabilities, its alternatives are meant unless methods of envelopes are named.
 
     Raises:
         NoSuchMethod: see `scenarios.envelopes.chosen`.
     """
     if steps is None:
         steps = min(scenario.steps, DAY // scenario.every)
+    corrections = wanted(draft, scenario, names)
+    if corrections is not None:
+        for one, raw in alternatives(draft, scenario, corrections):
+            raw["controllers"] = [_here(part) for part in raw["controllers"]]
+            yield one, replace(draft, raw=_hurried(raw, steps))
+        return
     for method in chosen(names or METHODS):
-        raw = copy.deepcopy(draft.raw)
-        raw["steps"], raw["clock"], raw["bus"] = steps, {"mode": "fast"}, {"kind": "memory"}
-        raw["record"] = {**(raw.get("record") or {}), "forecasts": False}
-        raw["expect"] = []
+        raw = _hurried(copy.deepcopy(draft.raw), steps)
         wrapped = certified and not issubclass(method, FixedLimits)
         options = shared_options(draft, scenario, method)
         raw["controllers"] = list(_replaced(draft, raw.get("controllers") or [], method, options, wrapped))
         yield method, replace(draft, raw=raw)
+
+
+def _hurried(raw: dict[str, Any], steps: int) -> dict[str, Any]:
+    raw["steps"], raw["clock"], raw["bus"] = steps, {"mode": "fast"}, {"kind": "memory"}
+    raw["record"] = {**(raw.get("record") or {}), "forecasts": False}
+    raw["expect"] = []
+    return raw
+
+
+def _here(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A controller in the run's own process: the memory bus reaches no other."""
+    return {key: value for key, value in part.items() if key not in ("process", "deadline")}
 
 
 def _replaced(
@@ -124,7 +145,7 @@ def _replaced(
     placed = False
     for part in parts:
         if not _shares(part, draft.folder):
-            yield part
+            yield _here(part)
         elif not placed:
             placed = True
             keys = ["name", "every", "valid_for"]
@@ -146,7 +167,7 @@ def _shares(part: Mapping[str, Any], folder: Path) -> bool:
 
 
 def compare(
-    runs: Sequence[tuple[Method, Draft]],
+    runs: Sequence[tuple[Method | Alternative, Draft]],
     root: Path,
     *,
     certified: bool,
@@ -154,9 +175,9 @@ def compare(
 ) -> list[Outcome | Refused]:
     """Run them all, two at a time, each into a folder of its own below `root`; answers in their order."""
     folders = [root / method.acronym.replace(" ", "-") for method, _ in runs]
-    flags = [certified and not issubclass(method, FixedLimits) for method, _ in runs]
+    flags = [certified and is_checked(method) for method, _ in runs]
     jobs = [
-        (method.acronym, draft, folder, flag)
+        (method.acronym, draft, folder, flag, method.agreement if isinstance(method, Alternative) else None)
         for (method, draft), folder, flag in zip(runs, folders, flags, strict=True)
     ]
     if len(jobs) == 1:
@@ -173,8 +194,15 @@ def compare(
     return [done[i] for i in range(len(jobs))]
 
 
-def one(method: str, draft: Draft, root: Path, certified: bool) -> Outcome | Refused:
-    """One run and its figures, in a process of its own."""
+def is_checked(method: Method | Alternative) -> bool:
+    """Whether the AC power flow can correct what it publishes."""
+    return not isinstance(method, Alternative) and not issubclass(method, FixedLimits)
+
+
+def one(
+    method: str, draft: Draft, root: Path, certified: bool, agreement: Mapping[str, Any] | None = None
+) -> Outcome | Refused:
+    """One run and its figures, in a process of its own; `agreement` as in `interchange`."""
     started = wall_time.perf_counter()
     try:
         scenario = validate(draft)
@@ -183,7 +211,8 @@ def one(method: str, draft: Draft, root: Path, certified: bool) -> Outcome | Ref
     except (ScenarioInvalid, CannotWrite) as error:
         return Refused(method=method, why=str(error))
     took_s = wall_time.perf_counter() - started
-    return outcome(result.directory, scenario, method, certified, result.why, took_s)
+    found = outcome(result.directory, scenario, method, certified, result.why, took_s)
+    return replace(found, interchange=interchange(result.directory, draft, scenario, agreement))
 
 
 def outcome(
@@ -210,7 +239,7 @@ def outcome(
     fair = list(rows(run_dir, "fairness", _FAIR))
     turns = [row for row in rows(run_dir, "steps", ["controller", "origin", "solve_ms"]) if row["controller"]]
     solves = [row["solve_ms"] for row in turns if row["solve_ms"] is not None]
-    means = {name: _mean([row[name] for row in fair]) for name in _FAIR}
+    means: dict[str, Any] = {name: _mean([row[name] for row in fair]) for name in _FAIR}
     return Outcome(
         method=method,
         certified=certified,
@@ -244,20 +273,45 @@ def as_json(outcomes: Sequence[Outcome | Refused]) -> list[dict[str, Any]]:
     return [asdict(outcome) for outcome in outcomes]
 
 
+def titled(runs: Sequence[tuple[Method | Alternative, Draft]], uncertified: bool) -> str:
+    """What differs between the runs, in words."""
+    if all(isinstance(method, Alternative) for method, _ in runs):
+        return "correction of interchange capability"
+    return "method, " + ("as the linear model says" if uncertified else "certified, but for none and static")
+
+
 def show(outcomes: Sequence[Outcome | Refused], title: str, console: Console) -> None:
     """Print one line a method; readable in 100 columns."""
     console.print(Text(title, style="bold"))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    table.add_column("method", no_wrap=True)
-    energy = ("inject\nMWh", "draw\nMWh", "curtail\nMWh")
-    beyond = ("bus\nmin", "branch\nmin", "worst\npu", "worst\n%")
-    for heading in (*energy, *beyond, "area\nMVA^2", "Jain\nexp/imp", "price", "decided\n%", "wall\ns"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    console.print(_envelopes(outcomes))
+    if any(isinstance(o, Outcome) and o.interchange is not None for o in outcomes):
+        known = {o.method: None if isinstance(o, Refused) else o.interchange for o in outcomes}
+        console.print(table(known))
     for o in outcomes:
         if isinstance(o, Refused):
-            table.add_row(Text(o.method), *["-"] * 12)
+            console.print(Text(f"{o.method}: {o.why}", style="red"))
+        elif o.unsolved_minutes:
+            why = f"{o.method}: no solution of the power flow for {o.unsolved_minutes:.0f} min"
+            console.print(Text(why, style="red"))
+
+
+def _envelopes(outcomes: Sequence[Outcome | Refused]) -> Table:
+    """Energies of the devices, what was beyond limits, and how envelopes were shared."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    shown.add_column("method", no_wrap=True)
+    energy = ("inject\nMWh", "draw\nMWh", "curtail\nMWh")
+    beyond = ("bus\nmin", "branch\nmin", "worst\npu", "worst\n%")
+    shared = ("area\nMVA^2", "Jain\nexp/imp", "price") if _share(outcomes) else ()
+    headings = (*energy, *beyond, *shared, "decided\n%", "wall\ns")
+    for heading in headings:
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for o in outcomes:
+        if isinstance(o, Refused):
+            shown.add_row(Text(o.method), *["-"] * len(headings))
             continue
-        table.add_row(
+        jain = "-" if o.jain_export is None else f"{o.jain_export:.2f}/{number(o.jain_import, 2)}"
+        fairness = (number(o.area_mva2, 2), jain, number(o.price, 2)) if shared else ()
+        shown.add_row(
             Text(o.method),
             number(o.injected_mwh, 2),
             number(o.drawn_mwh, 2),
@@ -266,16 +320,13 @@ def show(outcomes: Sequence[Outcome | Refused], title: str, console: Console) ->
             Text(f"{o.branch_minutes:.0f}", style="red" if o.branch_minutes else ""),
             Text(number(o.worst_v_pu, 4), style="red" if o.bus_minutes else ""),
             number(o.worst_loading_percent, 1),
-            number(o.area_mva2, 2),
-            "-" if o.jain_export is None else f"{o.jain_export:.2f}/{number(o.jain_import, 2)}",
-            number(o.price, 2),
+            *fairness,
             "-" if o.decided is None else f"{100 * o.decided:.0f}",
             number(o.wall_s, 1),
         )
-    console.print(table)
-    for o in outcomes:
-        if isinstance(o, Refused):
-            console.print(Text(f"{o.method}: {o.why}", style="red"))
-        elif o.unsolved_minutes:
-            why = f"{o.method}: no solution of the power flow for {o.unsolved_minutes:.0f} min"
-            console.print(Text(why, style="red"))
+    return shown
+
+
+def _share(outcomes: Sequence[Outcome | Refused]) -> bool:
+    """Whether they are methods of sharing the network among devices."""
+    return not all(o.method in ALTERNATIVES for o in outcomes)

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from bridges.csip import Profile, controls, default_control
 from controllers.contract import Span
 from controllers.region import Region
-from scenarios.build import device_of
+from scenarios.equipment import device_of
 from scenarios.figures import Envelope, envelopes
 from scenarios.run_directory import RunDirectory
 from scenarios.schema import AnyDevice

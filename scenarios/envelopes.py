@@ -188,35 +188,41 @@ def observe(built: Built, step: int) -> Observation:
     """What a controller sees at a step before any envelope was decided. To be asked once of a `Built`.
 
     Regulators stand where the scenario starts them, or where its controllers that are no methods of
-    envelopes put them now.
+    envelopes put them now; what these say of microgrids is heard.
     """
     scenario, site = built.scenario, built.site
     tick = Tick(step, scenario.start + step * scenario.every, Duty.FULL, scenario.start)
     profiles = ProfilesSimulator(built.driven, scenario.every, scenario.forecast.intervals)
     forecast = profiles.run(tick)
     drive: Mapping[str, float] = profiles.out["profiles"]["drive"]
-    fleet = DevicesSimulator(site.devices, scenario.every.total_seconds())
+    fleet = DevicesSimulator(site.devices, scenario.every.total_seconds(), built.microgrid_twins(_unheard))
     reports = fleet.run(tick, drive, {})
     policy = scenario.grid.on_divergence
     grid = GridSimulator(
-        built.engine, site.devices, site.loads, policy, lambda *_, **__: None, site.regulators
+        built.engine, site.devices, site.loads, policy, _unheard, site.regulators, site.microgrids
     )
-    measured = grid.run(tick, drive, reports, {})
+    measured = grid.run(tick, drive, reports, {}, fleet.out["fleet"]["exchanges"])
     seen = Observation(
         time=tick.time,
         forecast=forecast,
         v_pu=measured.v_pu,
-        p_mw={**measured.load_p_mw, **{r.device: r.p_mw for r in reports}},
-        q_mvar={**measured.load_q_mvar, **{r.device: r.q_mvar for r in reports}},
+        p_mw={**measured.load_p_mw, **measured.exchange_p_mw, **{r.device: r.p_mw for r in reports}},
+        q_mvar={**measured.load_q_mvar, **measured.exchange_q_mvar, **{r.device: r.q_mvar for r in reports}},
         e_mwh={name: e for name, d in site.devices.items() if (e := d.initial().e_mwh) is not None},
         positions=dict(measured.positions),
+        connected=dict(measured.connected),
     )
     for seat in built.seats:
-        if site.regulators and not hasattr(seat.controller, "envelopes"):
+        if (site.regulators or site.microgrids) and not hasattr(seat.controller, "envelopes"):
             with suppress(ControlError):
-                moved = seat.controller.step(seen).positions
-                seen = replace(seen, positions={**seen.positions, **moved})
+                said = seat.controller.step(seen)
+                positions = {**seen.positions, **said.positions}
+                seen = replace(seen, positions=positions, said={**seen.said, seat.name: said})
     return seen
+
+
+def _unheard(*about: Any, **more: Any) -> None:
+    """What happens in a step of which nothing is recorded."""
 
 
 def ask(

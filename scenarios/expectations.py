@@ -131,7 +131,41 @@ class CurtailedBelow(_Part):
         return f"curtailed_mwh below {self.below:g}"
 
 
-AnyExpectation = VoltageWithin | LoadingBelow | EnvelopeRespected | Decided | DurationBelow | CurtailedBelow
+class InterchangeRespected(_Part):
+    """Microgrids exchange what the network's operator lets them."""
+
+    what: Literal["interchange_respected"]
+    share: Share = 1.0
+    """least share of the steps of connected microgrids, the run's first left out if nothing is in force yet;
+    without a capability (AIC) later on a step is not respected"""
+    tolerance_mw: NotNegative = 1e-6
+    """how far outside still counts as inside"""
+
+    def __str__(self) -> str:
+        return f"interchange_respected to {self.tolerance_mw:g} MW for {percent(self.share)}"
+
+
+class UnservedBelow(_Part):
+    """The loads of microgrids get nearly all that they want."""
+
+    what: Literal["unserved_mwh"]
+    below: NotNegative
+    """greatest sum over all microgrids [MWh]"""
+
+    def __str__(self) -> str:
+        return f"unserved_mwh below {self.below:g}"
+
+
+AnyExpectation = (
+    VoltageWithin
+    | LoadingBelow
+    | EnvelopeRespected
+    | InterchangeRespected
+    | Decided
+    | DurationBelow
+    | CurtailedBelow
+    | UnservedBelow
+)
 Expectation = Annotated[AnyExpectation, Field(discriminator="what")]
 """One entry of a scenario's `expect`."""
 

@@ -113,6 +113,31 @@ def supplied(net: pandapowerNet) -> list[int]:
     return sorted(int(i) for i in net.bus.index if i not in dark and net.bus.in_service[i])
 
 
+def slack_buses(net: pandapowerNet) -> set[str]:
+    """Our names of the buses of its external grids."""
+    return {str(bus) for bus in net.ext_grid.bus[net.ext_grid.in_service.astype(bool)]}
+
+
+def at_slack(net: pandapowerNet) -> tuple[set[str], set[str]]:
+    """Branches that the slack bus feeds from their first side, none where one is the other way round, and the
+    loads at the slack bus."""
+    slack = slack_buses(net)
+    branches = set()
+    for table, first, second in (("line", "from_bus", "to_bus"), ("trafo", "hv_bus", "lv_bus")):
+        for row in net[table][net[table].in_service.astype(bool)].itertuples():
+            if str(getattr(row, second)) in slack:
+                return set(), set()
+            if str(getattr(row, first)) in slack:
+                branches.add(f"{table}:{row.Index}")
+    if len(net.switch) and (net.switch.et == "b").any():
+        at = net.switch[net.switch.et == "b"]
+        if set(at.bus.astype(str)) & slack or set(at.element.astype(str)) & slack:
+            return set(), set()
+    tables = ("load", "sgen", "storage")
+    loads = {f"{t}:{i}" for t in tables for i, bus in net[t].bus.items() if str(bus) in slack}
+    return branches, loads
+
+
 def _function(spec: str, module: str, name: str) -> pandapowerNet:
     try:
         loaded = importlib.import_module(module)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
@@ -21,6 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from controllers.envelopes.certified import Certified
 from controllers.envelopes.rolling import Rolling
 from controllers.fallback import Fallback
+from scenarios.schema import duration
 
 _AROUND: dict[type[Any], str] = {
     Certified: "`certified: true` beside a method",
@@ -81,6 +83,18 @@ def mistakes(cls: type[Any], options: Mapping[str, Any]) -> Iterator[tuple[str, 
             yield p.name, f"is required by {cls.__name__}; add it"
 
 
+def blamed(message: str, given: Mapping[str, Any]) -> str | None:
+    """Which of the options given a class's refusal names first, as it is or, of a plural, one of them.
+
+    `None` where it names none: it is about all of them, or about the site.
+    """
+    for plural in ("", "s"):
+        found = {name: re.search(rf"\b{re.escape(name.removesuffix(plural))}\b", message) for name in given}
+        if at := {name: match.start() for name, match in found.items() if match}:
+            return min(at, key=at.__getitem__)
+    return None
+
+
 def _unfit(cls: type[Any], field: Field[Any], value: Any) -> str | None:
     """What a value should have been; `None` where it is, or where the annotation does not tell."""
     hint = _hint(cls, field)
@@ -97,10 +111,25 @@ def _unfit(cls: type[Any], field: Field[Any], value: Any) -> str | None:
     except ValidationError as error:
         if any(detail["type"] == "finite_number" for detail in error.errors(include_url=False)):
             return f"must be {expected}, and finite"
-        return f"must be {expected}{_meant(hint, value)}"
+        return f"must be {expected}{_length(field.name, value) or _meant(hint, value)}"
     except (TypeError, ValueError):
         return None  # no value of a scenario file, which its schema says
     return None
+
+
+_UNITS = {"ms": ("milliseconds", 1e3), "s": ("seconds", 1.0), "h": ("hours", 1 / 3600)}
+"""Ends of names of options that are lengths of time: their unit, and how many of it are a second."""
+
+
+def _length(name: str, value: Any) -> str:
+    """What a length of time with a unit is in that of the option; nothing for any other value."""
+    unit, scale = _UNITS.get(name.rpartition("_")[2], ("", 0.0))
+    if not unit or not isinstance(value, str):
+        return ""
+    try:
+        return f", in {unit}; write {duration(value).total_seconds() * scale:g}"
+    except ValueError:
+        return f", in {unit}"
 
 
 def _meant(hint: Any, value: Any) -> str:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import assert_never
 
 from bridges.broker import EmbeddedBroker
-from bridges.bus import Bus, BusUnreachable
+from bridges.bus import Bus, BusUnreachable, Message
 from bridges.memory import MemoryBus
 from bridges.mqtt import MqttBus
 from bridges.publisher import Publisher, last_will
-from controllers.contract import Instruction
+from controllers.contract import Instruction, Kind, Span
+from controllers.devices import still
 from scenarios.schema import AnyBus, EmbeddedBusPart, MemoryBusPart, MqttBusPart
 from simulators.clock import Clock
+from simulators.controller import Turn
 from simulators.devices import Receipt
 from simulators.tables import Outcome
 
@@ -36,6 +38,42 @@ class BusOutlet:
         wall = self._clock.on_wall if self._clock.paced else None
         self._publisher.send(instruction, ttl_s, wall=wall)
 
+    def announce(self, turn: Turn, area: str, seq: int, issued_at: datetime, ttl_s: float) -> datetime:
+        assert turn.decision is not None
+        wall = self._clock.on_wall if self._clock.paced else None
+        spans = []
+        for interval in turn.decision.intervals(turn.valid_from, turn.valid_until):
+            if (region := interval.regions.get(area)) is None:
+                break  # nothing is said about it from here on
+            spans.append(Span(interval.start, interval.end, region, None, interval.certificates.get(area)))
+        said = Instruction(
+            device=area,
+            epoch=self._publisher.epoch,
+            seq=seq,
+            issued_at=issued_at,
+            valid_from=spans[0].start,
+            valid_until=spans[-1].end,
+            region=spans[0].region,
+            setpoint=None,
+            fallback=still(),
+            origin=turn.decision.origin,
+            certificate=spans[0].certificate,
+            later=tuple(spans[1:]),
+        )
+        ttl_s *= (said.valid_until - issued_at) / (turn.valid_until - issued_at)
+        self._publisher.announce(
+            said,
+            ttl_s,
+            kind=turn.decision.kind,
+            controller=turn.controller,
+            plan=turn.decision.plan,
+            wall=wall,
+        )
+        return said.valid_until
+
+    def retract(self, area: str, kind: Kind) -> None:
+        self._publisher.retract(area, kind)
+
     def heartbeat(self, step: int, period_s: float, next_deadline: datetime) -> None:
         self._publisher.heartbeat(step, period_s, next_deadline)
 
@@ -51,54 +89,70 @@ class BusOutlet:
 
 
 @asynccontextmanager
-async def open_bus(
-    part: AnyBus, *, folder: Path, run: str, epoch: int, patient: bool, say: Callable[[str], None]
-) -> AsyncIterator[Bus]:
-    """The connected bus of a scenario; an embedded broker lives as long as the bus.
+async def open_broker(part: AnyBus, say: Callable[[str], None]) -> AsyncIterator[MemoryBusPart | MqttBusPart]:
+    """Where a scenario's bus is; an embedded broker lives as long as the context.
 
     Args:
-        folder: the scenario's, where the files of certificates are looked for.
-        run: names the MQTT client.
-        patient: whether the event loop may be blocked by a long solve (un-paced runs).
         say: takes lines for the user, e.g. how to connect a client of one's own.
 
     Raises:
-        BusUnreachable: no broker at the URL.
         NoBroker: an embedded broker is asked for and none is installed.
     """
-    keepalive_s = 60 if patient else 5
-    will = last_will(run, epoch)
+    if not isinstance(part, EmbeddedBusPart):
+        yield part
+        return
+    async with EmbeddedBroker(prefer=part.broker) as broker:
+        say(f"broker: {broker.kind} at {broker.url}; to listen to it:")
+        say(broker.hint)
+        yield MqttBusPart(kind="mqtt", url=broker.url, protocol="5" if broker.protocol == 5 else "3.1.1")
+
+
+@asynccontextmanager
+async def open_bus(
+    there: MemoryBusPart | MqttBusPart, *, folder: Path, run: str, epoch: int, patient: bool
+) -> AsyncIterator[Bus]:
+    """The connected bus of a run.
+
+    Args:
+        there: from `open_broker`.
+        folder: the scenario's, where the files of certificates are looked for.
+        run: names the MQTT client.
+        patient: whether the event loop may be blocked by a long solve (un-paced runs).
+
+    Raises:
+        BusUnreachable: no broker at the URL.
+    """
     client_id = f"gridpace-{run}-{secrets.token_hex(4)}"  # two of one name throw each other out for ever
-    match part:
+    match there:
         case MemoryBusPart():
             async with MemoryBus() as bus:
                 yield bus
-        case EmbeddedBusPart():
-            async with EmbeddedBroker(prefer=part.broker) as broker:
-                say(f"broker: {broker.kind} at {broker.url}; to listen to it:")
-                say(broker.hint)
-                async with MqttBus(
-                    broker.url,
-                    client_id=client_id,
-                    protocol=broker.protocol,
-                    keepalive_s=keepalive_s,
-                    will=will,
-                ) as mqtt:
-                    yield mqtt
         case MqttBusPart():
-            async with MqttBus(
-                part.url,
-                client_id=client_id,
-                protocol=5 if part.protocol == "5" else 311,
-                username=os.environ.get("GRIDPACE_MQTT_USERNAME"),
-                password=os.environ.get("GRIDPACE_MQTT_PASSWORD"),
-                tls_context=_tls(part, folder),
-                keepalive_s=keepalive_s,
-                will=will,
-            ) as mqtt:
+            will = last_will(run, epoch)
+            async with connect(there, folder=folder, client_id=client_id, patient=patient, will=will) as mqtt:
                 yield mqtt
         case _:
-            assert_never(part)
+            assert_never(there)
+
+
+def connect(
+    there: MqttBusPart, *, folder: Path, client_id: str, patient: bool, will: Message | None = None
+) -> MqttBus:
+    """A bus at a broker, not yet entered; see `open_bus`. The password is the environment's.
+
+    Raises:
+        BusUnreachable: files of certificates that cannot be read.
+    """
+    return MqttBus(
+        there.url,
+        client_id=client_id,
+        protocol=5 if there.protocol == "5" else 311,
+        username=os.environ.get("GRIDPACE_MQTT_USERNAME"),
+        password=os.environ.get("GRIDPACE_MQTT_PASSWORD"),
+        tls_context=_tls(there, folder),
+        keepalive_s=60 if patient else 5,
+        will=will,
+    )
 
 
 def _tls(part: MqttBusPart, folder: Path) -> ssl.SSLContext | None:

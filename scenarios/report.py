@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scenarios import certificates
+from scenarios import certificates, microgrid_report
 from scenarios.certificates import Checked
 from scenarios.figures import (
     Reading,
@@ -27,6 +27,7 @@ from scenarios.figures import (
     rows,
     step_times,
 )
+from scenarios.microgrid_report import MicrogridFigures
 from scenarios.run_directory import EVENTS, Manifest, NotARun, RunDirectory, plain, read_events
 from scenarios.verdicts import VERDICTS
 from simulators.clock import Mode
@@ -94,6 +95,7 @@ class Summary:
     started_at: datetime
     finished_at: datetime | None
     energy: tuple[DeviceEnergy, ...]
+    microgrids: tuple[MicrogridFigures, ...]
     least_v_pu: Reading | None
     greatest_v_pu: Reading | None
     greatest_loading_percent: Reading | None
@@ -155,6 +157,7 @@ def summary(run_dir: Path) -> Summary:
         started_at=manifest.started_at,
         finished_at=manifest.finished_at,
         energy=tuple(_energy(run_dir, manifest, every)) if every else (),
+        microgrids=microgrid_report.microgrids(run_dir, every) if every else (),
         least_v_pu=volts.least,
         greatest_v_pu=volts.greatest,
         greatest_loading_percent=loadings.greatest,
@@ -253,6 +256,8 @@ def _sections(summary: Summary, *, ascii_only: bool) -> Iterator[tuple[str, Tabl
         yield "Grid", grid
     if summary.energy:
         yield "Energy at devices", _energy_table(summary.energy)
+    if summary.microgrids:
+        yield "Microgrids", microgrid_report.table(summary.microgrids)
     counted = _grid()
     for what, counts in (
         ("decisions", summary.decisions),

@@ -23,9 +23,10 @@ from bridges.bus import Bus
 from bridges.publisher import Publisher
 from scenarios.build import Built, build
 from scenarios.load import Draft
-from scenarios.outlet import BusOutlet, open_bus
+from scenarios.outlet import BusOutlet, open_broker, open_bus
 from scenarios.run_directory import EVENTS, Events, RunDirectory
-from scenarios.schema import Scenario
+from scenarios.schema import MqttBusPart, Scenario
+from scenarios.supervisor import Supervisor, processes_of, supervised
 from scenarios.verdicts import Verdict, judge
 from scenarios.world import World
 from simulators.clock import Clock, ClockSimulator, StopRequested
@@ -106,6 +107,7 @@ async def run(
     Raises:
         ScenarioInvalid: a grid or controller refuses what the scenario gives it.
         BusUnreachable, NoBroker: there is no bus to start with.
+        NoProcess: a process of a controller does not start.
         CannotWrite: no folder can be made in `root`. Nothing is written in these cases.
     """
     built = build(draft, scenario)
@@ -118,23 +120,23 @@ async def run(
         raise CannotWrite(f"cannot make a folder in {root}: {error.strerror or error}") from None
     with _signals(stop, directory.path):
         async with AsyncExitStack() as stack:
+            name, patient, supervisor = directory.path.name, not clock.paced, None
             try:
+                there = await stack.enter_async_context(open_broker(scenario.bus, observer.say))
                 bus = await stack.enter_async_context(
-                    open_bus(
-                        scenario.bus,
-                        folder=draft.folder,
-                        run=directory.path.name,
-                        epoch=epoch,
-                        patient=not clock.paced,
-                        say=observer.say,
-                    )
+                    open_bus(there, folder=draft.folder, run=name, epoch=epoch, patient=patient)
                 )
+                if processes_of(scenario) and isinstance(there, MqttBusPart):
+                    processes = supervised(
+                        draft, scenario, there, run=name, patient=patient, stop=stop, say=observer.say
+                    )
+                    supervisor = await stack.enter_async_context(processes)
             except BaseException:  # Ctrl-C too: a run that did not begin leaves nothing
                 directory.path.rmdir()
                 raise
             directory.begin(scenario=scenario.model_dump(mode="json"), sources=built.sources)
             observer.begin(built, directory.path)
-            session = _Session(built, directory, bus, clock, stop, observer, epoch)
+            session = _Session(built, directory, bus, clock, stop, observer, epoch, supervisor)
             try:
                 status, why = await session.go()
             finally:
@@ -167,6 +169,7 @@ class _Session:
         stop: asyncio.Event,
         observer: Observer,
         epoch: int,
+        supervisor: Supervisor | None,
     ) -> None:
         scenario, site = built.scenario, built.site
         self._scenario, self._bus, self._clock, self._stop = scenario, bus, clock, stop
@@ -175,9 +178,25 @@ class _Session:
         self._journal = Journal(directory.path, seal_every=scenario.record.seal_every)
         event: Callable[..., None] = self._events.record
         self.grid = GridSimulator(
-            built.engine, site.devices, site.loads, scenario.grid.on_divergence, event, site.regulators
+            built.engine,
+            site.devices,
+            site.loads,
+            scenario.grid.on_divergence,
+            event,
+            site.regulators,
+            site.microgrids,
         )
-        self.controllers = ControllersSimulator(site, built.seats, epoch, clock.paced, event)
+        every_s, names = scenario.every.total_seconds(), [seat.name for seat in built.seats]
+        self.fleet = DevicesSimulator(site.devices, every_s, built.microgrid_twins(event), names)
+        self._supervisor, seats = supervisor, built.seats
+        if supervisor is not None:
+            seats = supervisor.seated(seats, scenario, clock.period_s if clock.paced else None)
+            supervisor.report_to(self._lost)
+        # Whoever waits for another process must not hold the event loop, through which the answer comes.
+        in_thread = clock.paced or supervisor is not None
+        self.controllers = ControllersSimulator(
+            site, seats, epoch, in_thread, event, None if supervisor is None else supervisor.step_begins
+        )
         self.outbox = OutboxSimulator(BusOutlet(self._publisher, clock), clock, event)
         self.recorder = RecorderSimulator(
             self._journal,
@@ -191,7 +210,7 @@ class _Session:
         self.stages: dict[str, Stage] = {
             "clock": ClockSimulator(clock, stop, event=event),
             "profiles": ProfilesSimulator(built.driven, scenario.every, scenario.forecast.intervals),
-            "fleet": DevicesSimulator(site.devices, scenario.every.total_seconds()),
+            "fleet": self.fleet,
             "grid": self.grid,
             "controllers": self.controllers,
             "outbox": self.outbox,
@@ -206,8 +225,10 @@ class _Session:
     def counts(self) -> dict[str, int]:
         """Everything that was counted, by name."""
         total: Counter[str] = Counter()
-        for counter in (self.grid.counts, self.controllers.counts, self.outbox.counts, self._clock.counts):
-            total.update(counter)
+        for stage in (self.fleet, self.grid, self.controllers, self.outbox, self._clock):
+            total.update(stage.counts)
+        if self._supervisor is not None:
+            total.update(self._supervisor.counts)
         total.update({f"bus-{name}": n for name, n in self._bus.counts.items()})
         return dict(sorted(total.items()))
 
@@ -239,6 +260,11 @@ class _Session:
             except Exception as error:  # one that cannot be closed must not keep the others open
                 result = Exit.BROKE, f"{result[1]}; closing the {name} failed: {error}"
         return result
+
+    def _lost(self, what: str, **details: Any) -> None:
+        """An event of a controller's process, in the step that goes on."""
+        step = self.steps
+        self._events.record(self._scenario.start + step * self._scenario.every, what, step=step, **details)
 
     async def _leave(self) -> None:
         self._publisher.close()
@@ -289,6 +315,6 @@ def run_blocking(draft: Draft, scenario: Scenario, *, root: Path, observer: Obse
     """`run` for callers without an event loop.
 
     Raises:
-        BusUnreachable, NoBroker, CannotWrite, ScenarioInvalid: see `run`.
+        BusUnreachable, NoBroker, NoProcess, CannotWrite, ScenarioInvalid: see `run`.
     """
     return asyncio.run(run(draft, scenario, root=root, observer=observer))

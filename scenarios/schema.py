@@ -274,6 +274,8 @@ class BatteryPart(DevicePart):
     """stored at the start; half of the capacity if not given"""
     efficiency: tuple[Share, Share] = (0.95, 0.95)
     """charging, discharging"""
+    cost_per_mwh: NotNegative = 0.0
+    """wear, of energy charged and of energy discharged [$/MWh]"""
 
     @model_validator(mode="after")
     def _check(self) -> BatteryPart:
@@ -292,11 +294,22 @@ class LoadPart(DevicePart):
     firm_mw: NotNegative = 0.0
     """consumption that cannot be reduced"""
     power_factor: Share = 1.0
+    interruptible: StrictBool = True
+    """whether it may be reduced in ordinary operation; else only where nothing else keeps an island in
+    balance, and its own default is to take what it wants, up to its rating"""
+    cost_per_mwh: NotNegative = 0.0
+    """of energy that an interruptible load wants and does not get [$/MWh]; of another one the microgrid's
+    `shed_cost_per_mwh` counts"""
 
     @model_validator(mode="after")
     def _check(self) -> LoadPart:
         if self.firm_mw > self.p_mw:
             raise ValueError(f"firm_mw {self.firm_mw:g} is more than p_mw {self.p_mw:g}")
+        if self.cost_per_mwh and not self.interruptible:
+            raise ValueError(
+                f"cost_per_mwh {self.cost_per_mwh:g} is of an interruptible load; give the microgrid's "
+                "shed_cost_per_mwh instead"
+            )
         return self
 
 
@@ -308,6 +321,12 @@ class GeneratorPart(DevicePart):
     s_mva: Positive | None = None
     """apparent-power rating; the rated power if not given"""
     ramp_mw_per_min: Positive
+    cost_per_mwh: NotNegative = 0.0
+    """fuel and upkeep [$/MWh]"""
+    heat_ratio: NotNegative = 0.0
+    """heat that comes with each MW of power [MW], for the microgrid's heat demand; 0: none that is used"""
+    p_start_mw: NotNegative | None = None
+    """power before the first step; `p_min_mw` if not given"""
 
     @model_validator(mode="after")
     def _check(self) -> GeneratorPart:
@@ -315,6 +334,9 @@ class GeneratorPart(DevicePart):
             raise ValueError(f"p_min_mw {self.p_min_mw:g} is more than p_mw {self.p_mw:g}")
         if self.s_mva is not None and self.p_min_mw > self.s_mva:
             raise ValueError(f"p_min_mw {self.p_min_mw:g} is more than s_mva {self.s_mva:g}")
+        most = min(self.p_mw, self.s_mva or self.p_mw)
+        if self.p_start_mw is not None and not self.p_min_mw <= self.p_start_mw <= most:
+            raise ValueError(f"p_start_mw {self.p_start_mw:g} is not from {self.p_min_mw:g} to {most:g}")
         return self
 
 
@@ -366,6 +388,67 @@ class CapacitorBankPart(Part):
 
 
 AnyRegulator = Annotated[TapChangerPart | CapacitorBankPart, Field(discriminator="kind")]
+
+
+class HeatPart(Part):
+    mw: Positive
+    """heat demand at 1 in the profile"""
+    profile: str
+    """profile that it follows, in per unit of `mw`"""
+
+
+def _windows(value: Any) -> Any:
+    """As it is, if it is a list of pairs."""
+    if not isinstance(value, list | tuple) or any(
+        not isinstance(one, list | tuple) or len(one) != 2 for one in value
+    ):
+        raise ValueError("write windows as [[from, until], ...], each with a beginning and an end")
+    return value
+
+
+def _after(windows: tuple[tuple[AwareDatetime, AwareDatetime], ...]) -> Any:
+    last = None
+    for start, end in windows:
+        if not start < end:
+            raise ValueError(f"the window from {start} ends {end}; let it end after it begins")
+        if last is not None and start < last:
+            raise ValueError(f"the window from {start} begins before the one before it ends ({last})")
+        last = end
+    return windows
+
+
+class MicrogridPart(Part):
+    """Devices that are operated together behind one point of common coupling."""
+
+    name: Name
+    """names it in tables, topics and options of controllers; no device may have the same"""
+    bus: StrictInt | str
+    """the net's bus of its point of common coupling, where its devices are; by index or unique name"""
+    devices: Annotated[tuple[str, ...], Field(min_length=1)]
+    """names of its devices; each belongs to one microgrid at most"""
+    tie_mw: Positive
+    """greatest exchange with the network, both ways"""
+    q_mvar: Annotated[Range, AfterValidator(_ordered)] = (0.0, 0.0)
+    """least and greatest reactive power that it offers to inject"""
+    price: str | None = None
+    """profile that is the price of energy, its values in $/MWh; in forecasts it has the profile's name"""
+    heat: HeatPart | None = None
+    """its heat demand; in forecasts it is called `NAME:heat`"""
+    boiler_cost_per_mwh: NotNegative = 60.0
+    """of heat that no generator gives [$/MWh]"""
+    shed_cost_per_mwh: NotNegative = 1000.0
+    """of energy not served at loads that are not interruptible [$/MWh]"""
+    spill_cost_per_mwh: NotNegative = 1.0
+    """of sun and wind not used [$/MWh]"""
+    isolated: Annotated[
+        tuple[tuple[AwareDatetime, AwareDatetime], ...], BeforeValidator(_windows), AfterValidator(_after)
+    ] = ()
+    """windows `[from, until]`, in order, in which its breaker is open: it is an island"""
+    resync_steps: Annotated[StrictInt, Field(ge=0)] = 1
+    """steps after a window before the breaker closes: it synchronises, and is an island still"""
+    regulates: StrictBool = True
+    """whether its own fast controller keeps the exchange inside the capability (AIC) in force when sun, wind
+    and loads are not as forecast: by storage and engines, then sun and wind, then interruptible loads"""
 
 
 class EveryBus(Part):
@@ -449,6 +532,9 @@ def _switched(value: Any) -> Any:
     return {} if value is True else None if value is False else value
 
 
+HERE, OWN = "here", "own"
+
+
 class ControllerPart(Part):
     name: Name
     uses: Annotated[str, Field(pattern=r"^[^:]+:[A-Za-z_]\w*$")]
@@ -475,6 +561,26 @@ class ControllerPart(Part):
         Field(json_schema_extra=lambda schema: schema["anyOf"].insert(0, {"type": "boolean"})),
     ] = None
     """whether a method of envelopes publishes a schedule for the coming intervals, and how"""
+    process: Name = HERE
+    """where it computes: `here`, in the run's own process; `own`, in one of its own, named like it; or the
+    name of a process, which all controllers share that name it. It talks over the bus, so not `kind: memory`
+    """
+    deadline: Duration | None = None
+    """how long the run waits for a decision from another process, by the wall clock, counted from when it
+    begins to ask the controllers of the step, who share that time; then it goes on without one. Three
+    quarters of a step if not given. With the clock `fast` each decision is waited for anew, 30 s if not
+    given"""
+
+    @property
+    def process_name(self) -> str:
+        """The process that it is in, where that is not the run's."""
+        return self.name if self.process == OWN else self.process
+
+    @model_validator(mode="after")
+    def _check(self) -> ControllerPart:
+        if self.deadline is not None and self.process == HERE:
+            raise ValueError("deadline: nobody waits for a controller in the run's process; say process: own")
+        return self
 
 
 class MemoryBusPart(Part):
@@ -549,6 +655,8 @@ class Scenario(Part):
     """devices by the dozen; they join `devices` before the file is checked"""
     regulators: list[AnyRegulator] = []
     """what the network operator moves in steps, a list"""
+    microgrids: list[MicrogridPart] = []
+    """devices that are operated together, a list"""
     controllers: list[ControllerPart] = []
     bus: AnyBus = EmbeddedBusPart(kind="embedded")
     record: RecordPart = RecordPart()

@@ -10,9 +10,9 @@ import math
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC
 from pathlib import Path
 from typing import assert_never
 
@@ -23,9 +23,10 @@ from scenarios.expectations import (
     DurationBelow,
     EnvelopeRespected,
     Expectation,
+    InterchangeRespected,
     LoadingBelow,
+    UnservedBelow,
     VoltageWithin,
-    percent,
 )
 from scenarios.figures import (
     UNCONTROLLED,
@@ -40,6 +41,19 @@ from scenarios.figures import (
     rows,
     step_times,
 )
+from scenarios.findings import (
+    ROUNDING,
+    Verdict,
+    Worst,
+    distance,
+    labelled,
+    lacking,
+    leading,
+    shared,
+    stamp,
+    unfounded,
+)
+from scenarios.microgrid_verdicts import interchange_respected, unserved
 from scenarios.run_directory import write_json
 from simulators.journal import replacing
 
@@ -47,43 +61,6 @@ __all__ = ["JUNIT", "VERDICTS", "AnyExpectation", "Expectation", "Verdict", "Wor
 
 VERDICTS = "verdicts.json"
 JUNIT = "junit.xml"
-
-_ROUNDING = 1e-9
-"""How far outside a limit is the arithmetic's doing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Worst:
-    """The value farthest outside its limits or, when all are inside, closest to them."""
-
-    name: str
-    """bus, branch, device, controller or step"""
-    time: datetime | None
-    value: float | None
-    by: float | None
-    """how far outside, in the value's unit; negative inside"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What became of one expectation."""
-
-    what: str
-    required: str
-    """the expectation in words"""
-    held: bool
-    sentence: str
-    """what was found: how much, and the worst: which, when, by how much"""
-    checked: int
-    """values that count, the missing ones among them"""
-    missing: int = 0
-    share: float | None = None
-    """of `checked` that held; `None` where the expectation is about one figure"""
-    observed: float | None = None
-    """that figure; `None` if it is not known"""
-    uncounted: Mapping[str, int] = field(default_factory=dict)
-    """values that do not count, by reason"""
-    worst: Worst | None = None
 
 
 def judge(run_dir: Path, expectations: Sequence[AnyExpectation]) -> tuple[Verdict, ...]:
@@ -115,6 +92,10 @@ def evaluate(run_dir: Path, expectation: AnyExpectation) -> Verdict:
             return _duration(run_dir, expectation)
         case CurtailedBelow():
             return _curtailed(run_dir, expectation)
+        case InterchangeRespected():
+            return interchange_respected(run_dir, expectation)
+        case UnservedBelow():
+            return unserved(run_dir, expectation)
         case _:
             assert_never(expectation)
 
@@ -126,7 +107,7 @@ def _within(run_dir: Path, expected: VoltageWithin | LoadingBelow) -> Verdict:
     else:
         low, high, kind, unit = -math.inf, expected.below, "branch", "%"
         what = f"loadings below {high:g} %"
-    found = Readings.of(run_dir, expected.what, low, high, _ROUNDING)
+    found = Readings.of(run_dir, expected.what, low, high, ROUNDING)
     steps = len(step_times(run_dir)[0])
     gaps = {name: steps - n - found.unrated[name] for name, n in sorted(found.present.items())}
     gaps = {name: gap for name, gap in gaps.items() if gap > 0}
@@ -136,16 +117,16 @@ def _within(run_dir: Path, expected: VoltageWithin | LoadingBelow) -> Verdict:
         by = found.excess(reading)
         worst = Worst(name=reading.name, time=reading.time, value=reading.value, by=by)
         spoken = (
-            f"{_place(by)}{_named(kind, reading.name)} with {reading.value:.5g} {unit}, "
-            f"{_clock(reading.time)}, {_distance(by, unit)}"
+            f"{leading(by)}{labelled(kind, reading.name)} with {reading.value:.5g} {unit}, "
+            f"{stamp(reading.time)}, {distance(by, unit)}"
         )
-    return _shared(
+    return shared(
         expected,
         what,
         found.inside,
         checked=found.present.total() + missing,
         missing=missing,
-        gap=next((_named(kind, name) for name in gaps), None),
+        gap=next((labelled(kind, name) for name in gaps), None),
         uncounted={"without_rating": found.unrated.total()} if found.unrated else {},
         worst=worst,
         spoken=spoken,
@@ -168,7 +149,7 @@ def _envelope_respected(run_dir: Path, expected: EnvelopeRespected) -> Verdict:
             known = {c: x for c, x in excesses.items() if x is not None}
             if len(known) < len(excesses):
                 missing += 1
-                gap = gap or f"{_named('device', name)}, {_clock(time)}"
+                gap = gap or f"{labelled('device', name)}, {stamp(time)}"
                 continue
             controller, by = max(known.items(), key=lambda item: item[1])
             held += by <= expected.tolerance_mw
@@ -177,10 +158,10 @@ def _envelope_respected(run_dir: Path, expected: EnvelopeRespected) -> Verdict:
                 worst = Worst(name=name, time=time, value=p_mw, by=by)
                 at = "" if p_mw is None else f" at {p_mw:.6g} MW"
                 spoken = (
-                    f"{_place(by - expected.tolerance_mw)}{_named('device', name)}{at}, {_clock(time)}, "
-                    f"{_distance(by, 'MW')}, envelope of {_named('controller', controller)}"
+                    f"{leading(by - expected.tolerance_mw)}{labelled('device', name)}{at}, {stamp(time)}, "
+                    f"{distance(by, 'MW')}, envelope of {labelled('controller', controller)}"
                 )
-    return _shared(
+    return shared(
         expected,
         "points of devices in every valid envelope",
         held,
@@ -203,11 +184,11 @@ def _decided(run_dir: Path, expected: Decided) -> Verdict:
         origins[origin] += 1
         if worst is None and (origin in UNDECIDED or origin == "missing"):
             worst = Worst(name=row["controller"], time=row["time"].astimezone(UTC), value=None, by=None)
-            spoken = f"first without: {_named('controller', worst.name)}, {_clock(worst.time)}"
+            spoken = f"first without: {labelled('controller', worst.name)}, {stamp(worst.time)}"
     instead = {o: n for o, n in sorted(origins.items()) if o in UNDECIDED or o == "missing"}
     if instead:
         spoken = f"{', '.join(f'{n} {origin}' for origin, n in instead.items())}; {spoken}"
-    return _shared(
+    return shared(
         expected,
         "due decisions made",
         origins.total() - sum(instead.values()),
@@ -224,7 +205,7 @@ def _duration(run_dir: Path, expected: DurationBelow) -> Verdict:
     found = list(durations(run_dir, expected.what))
     if not found:
         why = "; the clock was not paced, use live or scaled" if expected.what == "lateness_ms" else ""
-        return _nothing(expected, f"{expected.what}: nothing was measured{why}")
+        return unfounded(expected, f"{expected.what}: nothing was measured{why}")
     # What is missing may have taken any time.
     observed = quantile(sorted(math.inf if d.ms is None else d.ms for d in found), expected.rank)
     missing = sum(d.ms is None for d in found)
@@ -236,12 +217,12 @@ def _duration(run_dir: Path, expected: DurationBelow) -> Verdict:
     if longest.ms is not None:
         by = longest.ms - expected.limit_ms
         worst = Worst(name=longest.name, time=longest.time, value=longest.ms, by=by)
-        sentence += f"; greatest: {longest.ms:.4g} ms, {longest.name}, {_clock(longest.time)}"
+        sentence += f"; greatest: {longest.ms:.4g} ms, {longest.name}, {stamp(longest.time)}"
     return Verdict(
         what=expected.what,
         required=str(expected),
-        held=observed <= expected.limit_ms + _ROUNDING,
-        sentence=sentence + _gaps(missing, next((d.name for d in found if d.ms is None), None)),
+        held=observed <= expected.limit_ms + ROUNDING,
+        sentence=sentence + lacking(missing, next((d.name for d in found if d.ms is None), None)),
         checked=len(found),
         missing=missing,
         observed=observed if known else None,
@@ -256,97 +237,32 @@ def _ms(duration: Duration) -> float:
 def _curtailed(run_dir: Path, expected: CurtailedBelow) -> Verdict:
     times, every = step_times(run_dir)
     if every is None:
-        return _nothing(expected, "curtailed_mwh: a run of less than two steps has no known length of step")
+        return unfounded(expected, "curtailed_mwh: a run of less than two steps has no known length of step")
     found = {
         name: (energy.curtailed, energy.curtailed_steps)
         for name, energy in energies(run_dir, every).items()
         if energy.curtailed is not None
     }
     if not found:
-        return _nothing(expected, "curtailed_mwh: no device could be curtailed")
+        return unfounded(expected, "curtailed_mwh: no device could be curtailed")
     gaps = {name: len(times) - n for name, (_, n) in found.items() if n < len(times)}
     missing = sum(gaps.values())
     total = math.fsum(mwh for mwh, _ in found.values())
     name, (most, _) = max(found.items(), key=lambda item: item[1][0])
     sentence = (
         f"{'at least ' if missing else ''}{total:.4g} MWh curtailed, limit {expected.below:g} MWh; "
-        f"most: {_named('device', name)} with {most:.4g} MWh"
+        f"most: {labelled('device', name)} with {most:.4g} MWh"
     )
     return Verdict(
         what=expected.what,
         required=str(expected),
-        held=not missing and total <= expected.below + _ROUNDING,
-        sentence=sentence + _gaps(missing, next((_named("device", name) for name in gaps), None)),
+        held=not missing and total <= expected.below + ROUNDING,
+        sentence=sentence + lacking(missing, next((labelled("device", name) for name in gaps), None)),
         checked=len(times) * len(found),
         missing=missing,
         observed=total,
         worst=Worst(name=name, time=None, value=most, by=total - expected.below),
     )
-
-
-def _shared(
-    expected: VoltageWithin | LoadingBelow | EnvelopeRespected | Decided,
-    what: str,
-    count: int,
-    *,
-    checked: int,
-    missing: int,
-    gap: str | None,
-    uncounted: Mapping[str, int],
-    worst: Worst | None,
-    spoken: str | None,
-) -> Verdict:
-    """The verdict of an expectation about a share of values."""
-    aside = "".join(f"; {n} {reason.replace('_', ' ')} do not count" for reason, n in uncounted.items())
-    if not checked:
-        return _nothing(expected, f"{expected.what}: nothing to check{aside}", uncounted)
-    share = count / checked
-    said = f"{count} of {checked} {what} ({percent(share)}, required {percent(expected.share)})"
-    return Verdict(
-        what=expected.what,
-        required=str(expected),
-        held=share >= expected.share - 1e-12,
-        sentence=said + (f"; {spoken}" if spoken else "") + _gaps(missing, gap) + aside,
-        checked=checked,
-        missing=missing,
-        share=share,
-        uncounted=uncounted,
-        worst=worst,
-    )
-
-
-def _nothing(expected: AnyExpectation, why: str, uncounted: Mapping[str, int] | None = None) -> Verdict:
-    return Verdict(
-        what=expected.what,
-        required=str(expected),
-        held=False,
-        sentence=why,
-        checked=0,
-        uncounted=uncounted or {},
-    )
-
-
-def _place(by: float) -> str:
-    return "worst: " if by > _ROUNDING else "closest to the limit: "
-
-
-def _distance(by: float, unit: str) -> str:
-    if abs(by) <= _ROUNDING:
-        return "on the limit"
-    return f"{abs(by):.3g} {unit} {'outside' if by > 0 else 'inside'}"
-
-
-def _gaps(missing: int, first: str | None) -> str:
-    return f"; {missing} missing" + (f", first of {first}" if first else "") if missing else ""
-
-
-def _named(kind: str, name: str) -> str:
-    """`bus 17`; a name that says what it is stands alone: `line:3`."""
-    return name if ":" in name or name.startswith(kind) else f"{kind} {name}"
-
-
-def _clock(time: datetime | None) -> str:
-    return "" if time is None else f"{time:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _junit(run: str, verdicts: Sequence[Verdict]) -> ET.Element:

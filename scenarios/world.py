@@ -25,10 +25,11 @@ CONNECTIONS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("profiles", "grid", ["drive"]),
     ("profiles", "controllers", ["forecast"]),
     ("profiles", "recorder", ["forecast"]),
-    ("fleet", "recorder", ["receipts"]),
+    ("fleet", "grid", ["exchanges"]),
+    ("fleet", "recorder", ["receipts", "exchanges"]),
     ("grid", "controllers", ["measured"]),
     ("grid", "recorder", ["measured"]),
-    ("controllers", "outbox", ["instructions"]),
+    ("controllers", "outbox", ["instructions", "turns"]),
     ("controllers", "recorder", ["turns"]),
     ("outbox", "recorder", ["published"]),
 )
@@ -41,6 +42,7 @@ CHILDREN: Sequence[tuple[str, str, str]] = (
 SHIFTED: Sequence[tuple[str, str, str, Any]] = (
     # acts one step later: a decision reaches the devices, and a tick begins when the last is recorded
     ("controllers", "fleet", "instructions", {}),
+    ("controllers", "fleet", "turns", ()),
     ("controllers", "grid", "positions", {}),
     ("recorder", "clock", "done", -1),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time as wall_time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -17,19 +17,16 @@ from controllers.contract import (
     Controller,
     Decision,
     Instruction,
-    Interval,
-    Kind,
     Observation,
     Origin,
-    Setpoint,
     Span,
 )
-from controllers.devices import AXES
 from controllers.forecast import Forecast
 from controllers.region import Region
 from controllers.regulators import standing
 from controllers.site import Site
 from simulators.clock import Duty, Tick
+from simulators.decisions import check
 from simulators.devices import DeviceReport
 from simulators.grid import Measured
 from simulators.schedule import Schedule, Words, merge
@@ -138,6 +135,10 @@ class Dispatch:
         """Whether the controller's last decision is still valid at `at`."""
         return controller in self._valid(at)
 
+    def said(self, besides: str, at: datetime) -> dict[str, Decision]:
+        """What each other controller decided last and is still valid at `at`, in the scenario's order."""
+        return {name: said.decision for name, said in self._valid(at).items() if name != besides}
+
     def regions(self, besides: str, at: datetime) -> dict[str, Region]:
         """What the other controllers said last and is still valid at `at`, by target."""
         found: dict[str, Region] = {}
@@ -210,6 +211,10 @@ class ControllersSimulator(Stage):
     A controller that raises has no decision: what it said last stays in force until it expires or a
     regulator moves, then the devices obey their defaults. Nothing a controller raises or returns ends the
     run.
+
+    Args:
+        in_thread: whether controllers are asked outside the event loop's thread.
+        begins: called in each step before the first one is asked.
     """
 
     def __init__(
@@ -219,6 +224,7 @@ class ControllersSimulator(Stage):
         epoch: int,
         in_thread: bool,
         event: Event,
+        begins: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(
             "controllers",
@@ -226,8 +232,9 @@ class ControllersSimulator(Stage):
             gives=["turns", "instructions", "positions"],
         )
         self._site, self._seats, self._event = site, tuple(seats), event
-        self._in_thread = in_thread
+        self._in_thread, self._begins = in_thread, begins
         self._dispatch = Dispatch(site, [seat.name for seat in self._seats], epoch)
+        self._degraded: set[str] = set()
         self.counts: Counter[str] = Counter()
 
     def work(self, time: int, given: dict[str, list[Any]]) -> Awaitable[Any] | None:
@@ -243,6 +250,8 @@ class ControllersSimulator(Stage):
         self, tick: Tick, measured: Measured, forecast: Forecast, reports: Sequence[DeviceReport]
     ) -> Mapping[str, Instruction]:
         """One step: ask whoever is due, merge, number."""
+        if self._begins is not None:
+            self._begins()
         due = [seat for seat in self._seats if tick.step % seat.every_steps == 0]
         acts_at = tick.time + self._site.every
         turns: list[Turn] = []
@@ -250,6 +259,7 @@ class ControllersSimulator(Stage):
         for seat in due:
             turn = self._ask(seat, tick, acts_at, measured, forecast, reports)
             self._dispatch.take(turn)
+            self._tell_degraded(tick, turn)
             turns.append(turn)
             if turn.decision is not None:
                 touched |= turn.decision.regions.keys() | turn.decision.setpoints.keys()
@@ -263,6 +273,22 @@ class ControllersSimulator(Stage):
             "positions": self._dispatch.positions,
         }
         return instructions
+
+    def _tell_degraded(self, tick: Tick, turn: Turn) -> None:
+        """An event when a controller's decisions begin to be degraded, with its reason if it gives one."""
+        if turn.decision is None:
+            return
+        if turn.origin is not Origin.DEGRADED:
+            self._degraded.discard(turn.controller)
+        elif turn.controller not in self._degraded:
+            self._degraded.add(turn.controller)
+            reasons: dict[str, list[str]] = {}
+            for target, certificate in turn.decision.certificates.items():
+                if certificate.binding is not None:
+                    reasons.setdefault(certificate.binding, []).append(target)
+            said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+            why = f"{turn.controller}: {said or 'its decision gives no reason'}"
+            self._event(tick.time, "degraded", step=tick.step, controller=turn.controller, why=why)
 
     def _without_outdated(self, turns: Sequence[Turn], tick: Tick, acts_at: datetime) -> list[Turn]:
         """The turns, without what is for other positions now, whether said in this step or before."""
@@ -301,18 +327,24 @@ class ControllersSimulator(Stage):
             time=tick.time,
             forecast=forecast,
             v_pu=MappingProxyType(measured.v_pu),  # the recorder reads the same one
-            p_mw={**measured.load_p_mw, **{r.device: r.p_mw for r in reports}},
-            q_mvar={**measured.load_q_mvar, **{r.device: r.q_mvar for r in reports}},
+            p_mw={**measured.load_p_mw, **measured.exchange_p_mw, **{r.device: r.p_mw for r in reports}},
+            q_mvar={
+                **measured.load_q_mvar,
+                **measured.exchange_q_mvar,
+                **{r.device: r.q_mvar for r in reports},
+            },
             e_mwh={r.device: r.e_mwh for r in reports if r.e_mwh is not None},
             regions=self._dispatch.regions(besides=seat.name, at=acts_at),
             positions=MappingProxyType(dict(self._dispatch.positions)),
+            said=MappingProxyType(self._dispatch.said(besides=seat.name, at=acts_at)),
+            connected=MappingProxyType(measured.connected),
         )
         started = wall_time.perf_counter()
         decision: Decision | None = None
         origin = quiet
         try:
             decision = seat.controller.step(observation)
-            self._check(decision, observation)
+            check(decision, observation, self._site)
             origin = decision.origin
             until = decision.intervals(acts_at, until)[-1].end
         except ControlError as error:
@@ -331,65 +363,3 @@ class ControllersSimulator(Stage):
             )
         solve_ms = (wall_time.perf_counter() - started) * 1e3
         return Turn(seat.name, origin, solve_ms, decision, acts_at, until)
-
-    def _check(self, decision: Decision, observation: Observation) -> None:
-        """Hold a decision to the contract before anybody acts on it."""
-        if isinstance(decision, Coroutine):
-            decision.close()
-            raise TypeError("step() is a coroutine function (async def); make it a plain one")
-        if not isinstance(decision, Decision):
-            raise TypeError(f"step() returned {type(decision).__name__}, not a Decision")
-        if decision.time != observation.time:
-            raise ValueError(f"the decision is dated {decision.time}, asked was {observation.time}")
-        if not isinstance(decision.origin, Origin):
-            raise TypeError(f"the decision's origin is {decision.origin!r}, not an Origin")
-        if not isinstance(decision.kind, Kind):
-            raise TypeError(f"the decision's kind is {decision.kind!r}, not a Kind")
-        try:
-            standing(self._site.regulators, decision.positions)
-        except KeyError as error:
-            raise ValueError(f"the decision moves what the site does not have: {error.args[0]}") from None
-        devices = self._site.devices
-        for name, setpoint in decision.setpoints.items():
-            if name not in devices:
-                raise ValueError(f"a setpoint for {name!r}, which is no device of the site")
-            if not isinstance(setpoint, Setpoint):
-                raise TypeError(f"the setpoint for {name!r} is a {type(setpoint).__name__}, not a Setpoint")
-        _check_order(decision, observation.time + self._site.every)
-        everything: tuple[Decision | Interval, ...] = (decision, *decision.later)
-        for said in everything:
-            self._check_regions(said, decision.kind, observation)
-
-    def _check_regions(self, said: Decision | Interval, kind: Kind, observation: Observation) -> None:
-        devices = self._site.devices
-        for target, certificate in said.certificates.items():
-            if not isinstance(certificate, Certificate):
-                raise TypeError(f"the certificate for {target!r} is a {type(certificate).__name__}")
-        for target, region in said.regions.items():
-            if not isinstance(region, Region):
-                raise TypeError(f"the region for {target!r} is a {type(region).__name__}, not a Region")
-            if target not in devices and kind is Kind.ENVELOPE:
-                raise ValueError(f"an envelope for {target!r}, which is no device of the site")
-            heard = observation.regions.get(target)
-            axes = AXES if target in devices else region.axes if heard is None else heard.axes
-            if set(region.axes) != set(axes):
-                raise ValueError(f"the region for {target!r} is over {region.axes}, needed is {axes}")
-
-
-def _check_order(decision: Decision, acts_at: datetime) -> None:
-    """What a decision says for later follows without gaps."""
-    for interval in decision.later:
-        if not isinstance(interval, Interval):
-            raise TypeError(f"what holds later is a {type(interval).__name__}, not an Interval")
-    if not decision.has_sequel:
-        return
-    begins = decision.until or decision.later[0].start
-    if not acts_at < begins:
-        raise ValueError(f"what it says from {acts_at} on ends {begins}")
-    for interval in decision.later:
-        if interval.start != begins or not interval.start < interval.end:
-            raise ValueError(
-                f"what it says from {interval.start} until {interval.end} should begin {begins}, where what "
-                "is before it ends, and last"
-            )
-        begins = interval.end

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,14 @@ import numpy.typing as npt
 from controllers.contract import Infeasible, Instruction
 from controllers.devices import Device, DeviceState
 from controllers.region import Region
+from simulators.agreed import Agreed
 from simulators.clock import Tick
 from simulators.stage import Stage
 from simulators.tables import Outcome
+
+if TYPE_CHECKING:
+    from simulators.controller import Turn
+    from simulators.microgrids import MicrogridTwin
 
 Array = npt.NDArray[np.float64]
 
@@ -35,6 +41,8 @@ class Obedience(StrEnum):
     UNABLE = "unable"
     """it cannot reach its region (ramp, firm load, empty store) and comes as close as it can to the point
     of it that it wants"""
+    BALANCING = "balancing"
+    """moved from what it goes by, to keep the exchange of its microgrid where it has to be"""
     UNCONTROLLED = "uncontrolled"
     """a load or fixed generator, which nobody instructs"""
 
@@ -65,6 +73,21 @@ class DeviceReport:
     obedience: Obedience
 
 
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a device would hold for the coming step, by its instruction or default."""
+
+    p_mw: float
+    q_mvar: float
+    wish: float
+    """active power if nobody limited it"""
+    able: Region
+    """what it could hold instead"""
+    allowed: Region
+    """the part of this that it is left by what it goes by; all of it where there is no such part"""
+    obedience: Obedience
+
+
 class DeviceTwin:
     """One simulated device: keeps its state, and its current instruction, whose schedule it follows."""
 
@@ -88,7 +111,11 @@ class DeviceTwin:
         return Receipt(instruction.device, instruction.epoch, instruction.seq, now, outcome)
 
     def step(self, now: datetime, drive: float | None, every_s: float) -> DeviceReport:
-        """Hold one operating point for `every_s` seconds from `now`."""
+        """Hold the proposed operating point for `every_s` seconds from `now`."""
+        return self.hold(self.propose(now, drive, every_s), every_s)
+
+    def propose(self, now: datetime, drive: float | None, every_s: float) -> Proposal:
+        """The operating point for `every_s` seconds from `now`; nothing changes yet."""
         device, instruction = self.device, self._begun(now)
         wish = device.wish(drive)
         wanted = np.array([wish, device.reactive(wish)])
@@ -116,18 +143,22 @@ class DeviceTwin:
             ):
                 stage = Obedience.LIMITED
         except Infeasible:
-            point, stage = self._closest(able, region, wanted), Obedience.UNABLE
-        p_mw, q_mvar = float(point[0]), float(point[1])
-        self.state = device.advance(self.state, p_mw, q_mvar, every_s)
+            point, stage, allowed = self._closest(able, region, wanted), Obedience.UNABLE, able
+        return Proposal(float(point[0]), float(point[1]), wish, able, allowed, stage)
+
+    def hold(self, proposal: Proposal, every_s: float) -> DeviceReport:
+        """Inject what was proposed for `every_s` seconds."""
+        device, p_mw, wish = self.device, proposal.p_mw, proposal.wish
+        self.state = device.advance(self.state, p_mw, proposal.q_mvar, every_s)
         natural = device.curtailable
         return DeviceReport(
             device.name,
             p_mw,
-            q_mvar,
+            proposal.q_mvar,
             self.state.e_mwh,
             wish if natural else None,
             max(wish - p_mw, 0.0) if natural else None,
-            stage,
+            proposal.obedience,
         )
 
     def _begun(self, now: datetime) -> Instruction | None:
@@ -159,27 +190,42 @@ def _apart(one: Array, other: Array) -> bool:
 class DevicesSimulator(Stage):
     """mosaik simulator: an entity `fleet` takes what all devices share, its children are the devices.
 
-    Inputs of the fleet: `tick`, `drive` (per-unit profile values by name), `instructions` (by
-    device, from the step before). Outputs: `receipts` of the fleet, `report` of each device.
+    Inputs of the fleet: `tick`, `drive` (values of profiles by name), `instructions` (by device) and `turns`
+    (of the controllers), both from the step before. Outputs: `receipts` and `exchanges` (by microgrid) of the
+    fleet, `report` of each device.
+
+    Args:
+        controllers: their names in the scenario's order, whose last word on a microgrid's plan counts.
     """
 
-    def __init__(self, devices: Mapping[str, Device], every_s: float) -> None:
+    def __init__(
+        self,
+        devices: Mapping[str, Device],
+        every_s: float,
+        microgrids: Sequence[MicrogridTwin] = (),
+        controllers: Sequence[str] = (),
+    ) -> None:
         super().__init__(
             "fleet",
-            takes=["tick", "drive", "instructions"],
-            gives=["receipts"],
+            takes=["tick", "drive", "instructions", "turns"],
+            gives=["receipts", "exchanges"],
             children=tuple(devices),
             child_gives=["report"],
         )
-        self._every_s = every_s
+        self._every_s, self._microgrids, self._agreed = every_s, tuple(microgrids), Agreed(controllers)
         self.twins = {name: DeviceTwin(device) for name, device in devices.items()}
 
     def work(self, time: int, given: dict[str, list[Any]]) -> None:
         (tick,), (drive,), (instructions,) = given["tick"], given["drive"], given["instructions"]
-        self.run(tick, drive, instructions)
+        (turns,) = given["turns"]
+        self.run(tick, drive, instructions, turns)
 
     def run(
-        self, tick: Tick, drive: Mapping[str, float], instructions: Mapping[str, Instruction]
+        self,
+        tick: Tick,
+        drive: Mapping[str, float],
+        instructions: Mapping[str, Instruction],
+        turns: Sequence[Turn] = (),
     ) -> list[DeviceReport]:
         """Deliver new instructions, then let every twin hold its point for one step."""
         receipts = tuple(
@@ -187,10 +233,18 @@ class DevicesSimulator(Stage):
             for name, instruction in instructions.items()
             if name in self.twins
         )
-        self.out = {
-            name: {"report": twin.step(tick.time, drive.get(name), self._every_s)}
-            for name, twin in self.twins.items()
-        }
-        reports: list[DeviceReport] = [out["report"] for out in self.out.values()]
-        self.out["fleet"] = {"receipts": receipts}
-        return reports
+        every_s = self._every_s
+        proposals = {n: twin.propose(tick.time, drive.get(n), every_s) for n, twin in self.twins.items()}
+        self._agreed.take(turns)
+        for microgrid in self._microgrids:
+            proposals |= microgrid.settle(tick, proposals, self._agreed)
+        reports = {name: twin.hold(proposals[name], every_s) for name, twin in self.twins.items()}
+        exchanges = {m.microgrid.name: m.exchange(proposals, reports, drive) for m in self._microgrids}
+        self.out = {name: {"report": report} for name, report in reports.items()}
+        self.out["fleet"] = {"receipts": receipts, "exchanges": exchanges}
+        return list(reports.values())
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What happened to microgrids, by name."""
+        return sum((microgrid.counts for microgrid in self._microgrids), Counter())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time as wall_time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from controllers.devices import Device
+from controllers.microgrid import Microgrid
 from controllers.network import PowerFlow
 from controllers.regulators import Regulator, moves, standing
 from controllers.site import Load
 from simulators.clock import Duty, Tick
 from simulators.devices import DeviceReport
+from simulators.microgrids import Exchange
 from simulators.stage import Stage
 
 Array = npt.NDArray[np.float64]
@@ -52,14 +54,20 @@ class Measured:
     power_flow_ms: float | None = None
     positions: Mapping[str, int] = field(default_factory=dict)
     """where each regulator stands"""
+    exchange_p_mw: Mapping[str, float] = field(default_factory=dict)
+    """into the network, by microgrid"""
+    exchange_q_mvar: Mapping[str, float] = field(default_factory=dict)
+    connected: Mapping[str, bool] = field(default_factory=dict)
+    """whether each microgrid's breaker is closed"""
 
 
 class GridSimulator(Stage):
     """mosaik simulator of one entity `grid`: sums what is injected at each bus and solves.
 
     Inputs: `tick`, `drive` (per-unit values by name; loads without one stay nominal), `report`
-    (each device), `positions` (of regulators, decided in the step before; without one they stay where
-    they are). Output: `measured`.
+    (each device), `exchanges` (by microgrid), `positions` (of regulators, decided in the step before;
+    without one they stay where they are). Output: `measured`. What is in a microgrid that is not connected
+    injects nothing here.
     """
 
     def __init__(
@@ -70,8 +78,11 @@ class GridSimulator(Stage):
         on_divergence: Divergence,
         event: Callable[..., None],
         regulators: Mapping[str, Regulator] | None = None,
+        microgrids: Mapping[str, Microgrid] | None = None,
     ) -> None:
-        super().__init__("grid", takes=["tick", "drive", "report", "positions"], gives=["measured"])
+        takes = ["tick", "drive", "report", "exchanges", "positions"]
+        super().__init__("grid", takes=takes, gives=["measured"])
+        self._behind = {device: g.name for g in (microgrids or {}).values() for device in g.devices}
         self._positions = standing(regulators or {}, {})
         self._power_flow, self._on_divergence, self._event = power_flow, on_divergence, event
         index = {bus: i for i, bus in enumerate(power_flow.buses)}
@@ -81,7 +92,8 @@ class GridSimulator(Stage):
 
     def work(self, time: int, given: dict[str, list[Any]]) -> None:
         (tick,), (drive,), (positions,) = given["tick"], given["drive"], given["positions"]
-        self.out["grid"] = {"measured": self.run(tick, drive, given.get("report", []), positions)}
+        (exchanges,) = given["exchanges"]
+        self.out["grid"] = {"measured": self.run(tick, drive, given.get("report", []), positions, exchanges)}
 
     def run(
         self,
@@ -89,6 +101,7 @@ class GridSimulator(Stage):
         drive: Mapping[str, float],
         reports: Sequence[DeviceReport],
         positions: Mapping[str, int],
+        exchanges: Mapping[str, Exchange] | None = None,
     ) -> Measured:
         """Move the regulators and solve one step.
 
@@ -107,30 +120,39 @@ class GridSimulator(Stage):
             load_p[load.name], load_q[load.name] = p, q
             p_mw[row] += p
             q_mvar[row] += q
+        coupled = exchanges or {}
+        open_at = {name for name, exchange in coupled.items() if not exchange.connected}
         for report in reports:
+            if self._behind.get(report.device) in open_at:
+                continue
             row = self._device_row[report.device]
             p_mw[row] += report.p_mw
             q_mvar[row] += report.q_mvar
 
         started = wall_time.perf_counter()
         flows = self._power_flow.at(stands).solve(p_mw[None, :], q_mvar[None, :])
-        took_ms = (wall_time.perf_counter() - started) * 1e3
+        known = Measured(
+            load_p_mw=load_p,
+            load_q_mvar=load_q,
+            power_flow_ms=(wall_time.perf_counter() - started) * 1e3,
+            positions=stands,
+            exchange_p_mw={name: exchange.p_mw for name, exchange in coupled.items()},
+            exchange_q_mvar={name: exchange.q_mvar for name, exchange in coupled.items()},
+            connected={name: exchange.connected for name, exchange in coupled.items()},
+        )
         if not flows.converged[0]:
             self.counts["power-flow-diverged"] += 1
             why = f"the power flow did not converge (injections sum to {p_mw.sum():.3f} MW)"
             self._event(tick.time, "power-flow-diverged", step=tick.step, why=why)
             if self._on_divergence is Divergence.ABORT:
                 raise GridDiverged(f"step {tick.step}: {why}; the grid's on_divergence is 'abort'")
-            return Measured(load_p_mw=load_p, load_q_mvar=load_q, power_flow_ms=took_ms, positions=stands)
-        return Measured(
+            return known
+        return replace(
+            known,
             v_pu=dict(zip(self._power_flow.buses, flows.v_pu[0].tolist(), strict=True)),
-            load_p_mw=load_p,
-            load_q_mvar=load_q,
             branch_p_mw=flows.p_mw[0],
             branch_q_mvar=flows.q_mvar[0],
             loading_percent=flows.loading_percent[0],
-            power_flow_ms=took_ms,
-            positions=stands,
         )
 
     def _move(self, tick: Tick, positions: Mapping[str, int]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time as wall_time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from controllers.contract import Instruction
+from controllers.contract import Instruction, Kind
 from simulators.clock import Clock, Duty, Tick
+from simulators.controller import Turn
 from simulators.devices import Receipt
 from simulators.stage import Stage
 
@@ -19,9 +20,20 @@ class Outlet(Protocol):
     """Where instructions leave the co-simulation; see `bridges.publisher`."""
 
     def send(self, instruction: Instruction, ttl_s: float) -> None: ...
+    def announce(self, turn: Turn, area: str, seq: int, issued_at: datetime, ttl_s: float) -> datetime: ...
+    def retract(self, area: str, kind: Kind) -> None: ...
     def heartbeat(self, step: int, period_s: float, next_deadline: datetime) -> None: ...
     async def flush(self, timeout_s: float) -> bool: ...
     def receipts(self, now: datetime) -> list[Receipt]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Announced:
+    """What the bus keeps about an area."""
+
+    controller: str
+    until: datetime
+    """it holds no longer"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +48,11 @@ class Published:
 
 
 class OutboxSimulator(Stage):
-    """mosaik simulator of one entity `outbox`: inputs `tick`, `instructions`; output `published`.
+    """mosaik simulator of one entity `outbox`: inputs `tick`, `instructions`, `turns`; output `published`.
+
+    Of the turns, it announces what was said anew about areas, each once. What holds no more is retracted: it
+    is withdrawn, its controller has decided anew and does not mention the area, or its time is over. What
+    still holds when the run ends stays, as instructions do, until the broker lets it expire.
 
     A paced step waits for the broker's acknowledgement for half a period at most. An un-paced step
     waits for that of the step before, so that sending overlaps with computing and no message is
@@ -47,17 +63,20 @@ class OutboxSimulator(Stage):
     """longest wait for the broker in an un-paced step"""
 
     def __init__(self, outlet: Outlet, clock: Clock, event: Callable[..., None]) -> None:
-        super().__init__("outbox", takes=["tick", "instructions"], gives=["published"])
+        super().__init__("outbox", takes=["tick", "instructions", "turns"], gives=["published"])
         self._outlet, self._clock, self._event = outlet, clock, event
         self._reachable = True
+        self._announced: dict[tuple[str, Kind], _Announced] = {}
         self.counts: Counter[str] = Counter()
 
     async def work(self, time: int, given: dict[str, list[Any]]) -> None:
-        (tick,), (instructions,) = given["tick"], given["instructions"]
-        self.out["outbox"] = {"published": await self.run(tick, tuple(instructions.values()))}
+        (tick,), (instructions,), (turns,) = given["tick"], given["instructions"], given["turns"]
+        self.out["outbox"] = {"published": await self.run(tick, tuple(instructions.values()), turns)}
 
-    async def run(self, tick: Tick, instructions: tuple[Instruction, ...]) -> Published:
-        """Send one step's instructions."""
+    async def run(
+        self, tick: Tick, instructions: tuple[Instruction, ...], turns: Sequence[Turn] = ()
+    ) -> Published:
+        """Send one step's instructions, and what was said about areas."""
         started = wall_time.perf_counter()
         receipts = tuple(self._outlet.receipts(tick.time))
         if tick.duty is Duty.SKIP:
@@ -80,11 +99,36 @@ class OutboxSimulator(Stage):
             else:
                 sent.append(instruction)
         self.counts["instructions-sent"] += len(sent)
+        self._announce(tick, turns, speed)
         self._outlet.heartbeat(tick.step, clock.period_s, clock.on_wall(tick.time + clock.every))
         if clock.paced and self._reachable:
             await self._flush(tick, clock.period_s / 2)
         took_ms = (wall_time.perf_counter() - started) * 1e3
         return Published(took_ms, receipts, tuple(sent))
+
+    def _announce(self, tick: Tick, turns: Sequence[Turn], speed: float) -> None:
+        over = {key for key, kept in self._announced.items() if kept.until <= tick.time}
+        for turn in turns:
+            if turn.decision is None and turn.withdrawn is None:
+                continue  # what it said before goes on
+            over |= {key for key, kept in self._announced.items() if kept.controller == turn.controller}
+            if (said := turn.decision) is None or said.kind not in (Kind.PIC, Kind.AIC):
+                continue
+            ttl_s = (turn.valid_until - tick.time).total_seconds() / speed
+            for area in said.regions:
+                try:
+                    until = self._outlet.announce(turn, area, tick.step + 1, tick.time, ttl_s)
+                except ValueError as error:
+                    self.counts["unsendable"] += 1
+                    self._event(tick.time, "unsendable", step=tick.step, area=area, why=str(error))
+                else:
+                    self.counts["areas-sent"] += 1
+                    self._announced[area, said.kind] = _Announced(turn.controller, until)
+                    over.discard((area, said.kind))
+        for area, kind in sorted(over):
+            self._outlet.retract(area, kind)
+            del self._announced[area, kind]
+            self.counts["areas-retracted"] += 1
 
     async def _flush(self, tick: Tick, patience_s: float) -> None:
         # While the broker is away one step's wait is enough: the newest values go out by themselves.

@@ -243,7 +243,8 @@ class PowerGridModelEngine:
         if failed is not None:
             flows.converged[failed.failed_scenarios] = False
         node: Any = out[ComponentType.node]
-        v = node["u_pu"] * np.exp(1j * node["u_angle"])
+        with np.errstate(invalid="ignore"):  # a case without solution holds anything
+            v = node["u_pu"] * np.exp(1j * node["u_angle"])
         v[~flows.converged] = np.nan
         _fill(flows, model, self._shown, v)
         return flows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +19,7 @@ from simulators.controller import Turn
 from simulators.devices import DeviceReport, Obedience, Receipt
 from simulators.grid import Measured
 from simulators.journal import Journal
+from simulators.microgrids import Exchange
 from simulators.outbox import Published
 from simulators.stage import Stage
 from simulators.tables import Outcome, Rows
@@ -43,7 +44,8 @@ class Progress:
 class RecorderSimulator(Stage):
     """mosaik simulator of one entity `recorder`.
 
-    Inputs: `tick`, `measured`, `forecast`, `turns`, `published`, `receipts`, `report` (each device).
+    Inputs: `tick`, `measured`, `forecast`, `turns`, `published`, `receipts`, `exchanges`, `report` (each
+    device).
     Output: `done`, the step that is on disk.
     """
 
@@ -60,7 +62,7 @@ class RecorderSimulator(Stage):
     ) -> None:
         super().__init__(
             "recorder",
-            takes=["tick", "measured", "forecast", "turns", "published", "receipts", "report"],
+            takes=["tick", "measured", "forecast", "turns", "published", "receipts", "exchanges", "report"],
             gives=["done"],
         )
         self._journal, self._on_step, self._with_forecasts = journal, on_step, forecasts
@@ -76,7 +78,9 @@ class RecorderSimulator(Stage):
     def work(self, time: int, given: dict[str, list[Any]]) -> Awaitable[Any] | None:
         (tick,), (measured,), (published,) = given["tick"], given["measured"], given["published"]
         (turns,), (receipts,), (forecast,) = given["turns"], given["receipts"], given["forecast"]
-        everything = (tick, measured, forecast, turns, published, receipts, given.get("report", []))
+        (exchanges,) = given["exchanges"]
+        reports = given.get("report", [])
+        everything = (tick, measured, forecast, turns, published, receipts, reports, exchanges)
         self.out["recorder"] = {"done": tick.step}
         if self._in_thread:
             # Sealing a long journal takes a fraction of a second, in which MQTT must go on.
@@ -93,6 +97,7 @@ class RecorderSimulator(Stage):
         published: Published,
         receipts: Sequence[Receipt],
         reports: Sequence[DeviceReport],
+        exchanges: Mapping[str, Exchange] | None = None,
     ) -> None:
         """Append one step to the journal."""
         tables: dict[str, Rows] = {"steps": self._steps(tick, measured, turns, published)}
@@ -118,6 +123,8 @@ class RecorderSimulator(Stage):
                 "regulator": list(measured.positions),
                 "position": list(measured.positions.values()),
             }
+        if exchanges:
+            tables["exchanges"] = [{"time": tick.time, **asdict(one)} for one in exchanges.values()]
         if regions := _regions(tick, turns):
             tables["regions"] = regions
         if fairness := _fairness(tick, turns):

@@ -79,6 +79,13 @@ SCHEMAS: Mapping[str, pa.Schema] = MappingProxyType(
             _reals("p_mw", "q_mvar", "e_mwh", "available_mw", "curtailed_mw") | {"state": _NAME},
         ),
         "regulators": _schema({"time": _TIME, "regulator": _NAME, "position": _COUNT}, {}),
+        "exchanges": _schema(
+            {"time": _TIME, "microgrid": _NAME, "connected": pa.bool_()},
+            _reals(
+                *("p_mw", "q_mvar", "planned_mw", "pic_low_mw", "pic_high_mw", "aic_low_mw", "aic_high_mw"),
+                *("unserved_mw", "unbalanced_mw", "heat_mw", "boiler_mw", "price_per_mwh", "cost"),
+            ),
+        ),
         "regions": _schema(
             _times("issued_at", "valid_from", "valid_until")
             | dict.fromkeys(("controller", "target", "kind"), _NAME)

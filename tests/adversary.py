@@ -118,9 +118,9 @@ class Adversary:
             "trafo": [i for i, r in work.trafo.iterrows() if r.in_service],
         }
 
-    def solve(self, p_mw: Array, q_mvar: Array) -> tuple[Array, Array]:
-        """Voltages (cases, buses) and the greatest loading (cases,) [%] for injections (cases, buses); NaN
-        without solution."""
+    def states(self, p_mw: Array, q_mvar: Array) -> Complex:
+        """Complex voltages (nodes, cases) at pandapower's own nodes for injections (cases, buses); NaN where
+        there is no solution."""
         s = np.zeros((self._nodes, len(p_mw)), dtype=np.complex128)
         np.add.at(s, self._node, ((p_mw + 1j * q_mvar) / self._s_base).T)
         s = s[self._free]
@@ -137,11 +137,17 @@ class Adversary:
         full[self._free], full[self._slack] = v, self._v_slack[:, None]
         bad = ~(moved < 1e-9) | (abs(v) < 0.3).any(axis=0)
         full[:, bad] = np.nan
+        return full
+
+    def solve(self, p_mw: Array, q_mvar: Array) -> tuple[Array, Array]:
+        """Voltages (cases, buses) and the greatest loading (cases,) [%] for injections (cases, buses); NaN
+        without solution."""
+        full = self.states(p_mw, q_mvar)
         loading = np.full(len(p_mw), -np.inf)
         for Y_side, percent in self._sides:
             if len(percent):
                 loading = np.maximum(loading, (abs(Y_side @ full) * percent[:, None]).max(axis=0))
-        loading[bad] = np.nan
+        loading[np.isnan(full).any(axis=0)] = np.nan
         return abs(full)[self._node].T, loading
 
     def runpp(self, p_mw: Array, q_mvar: Array) -> tuple[Array, float]:

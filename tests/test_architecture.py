@@ -34,6 +34,7 @@ ONLY_IN = {
         "scenarios/grids.py",
         "scenarios/matpower.py",
         "scenarios/feeders.py",
+        "scenarios/ieee123.py",
         "scenarios/data/make_village.py",
     },
     "power_grid_model": {"simulators/power_flow.py"},

@@ -54,6 +54,18 @@ def test_a_run_prints_its_verdicts_and_ends_with_0(tmp_path: Path) -> None:
     assert json.loads(again.stdout)
 
 
+def test_the_list_names_what_a_scenario_uses_once_each() -> None:
+    result = CliRunner().invoke(app, ["list", "--json"])
+    assert result.exit_code == 0
+    found = {entry["name"]: entry["sources"] for entry in json.loads(result.stdout)["scenarios"]}
+    assert all(len(set(uses)) == len(uses) for uses in found.values())
+    assert [line.rsplit(":")[-1] for line in found["ieee33-interchange"]] == [
+        "InterchangePrediction",
+        "InterchangeCorrection",
+        "MicrogridDispatch",
+    ]
+
+
 def test_a_reader_who_leaves_does_not_end_the_run(tmp_path: Path) -> None:
     words = ["run", "ieee33-quick", "--out", str(tmp_path), "--log-every", "0", "--set", "bus.kind=memory"]
     process = subprocess.Popen(

@@ -20,11 +20,16 @@ from controllers import ControlError, Decision, Forecast, Kind, Observation, Ori
 from scenarios.build import build
 from scenarios.check import validate
 from scenarios.load import load
+from tests.interchange_cases import reference_site
 
 NOON = datetime(2026, 6, 21, 12, tzinfo=UTC)
 INTERVALS = 12
 SITES = ("ieee33-quick", "village")
 """Packaged scenarios whose sites the controllers are tried on: case33bw with ratings, and village.json."""
+
+
+ORIGINS = {Origin.OPTIMAL, Origin.CERTIFIED, Origin.REPAIRED, Origin.DEGRADED, Origin.FALLBACK}
+"""Rules that a controller may say spoke; the others are for whoever asks it."""
 
 
 def found() -> Iterator[type[Any]]:
@@ -46,8 +51,15 @@ def site_of(scenario: str) -> Site:
 
 
 @pytest.fixture(params=SITES)
-def site(request: pytest.FixtureRequest) -> Site:
+def site(request: pytest.FixtureRequest, cls: type[Any]) -> Site:
+    """Controllers of interchange need microgrids: theirs is the reference site with the one or the other."""
+    if deals_with_microgrids(cls):
+        return reference_site(("mg1",) if request.param == SITES[0] else ("mg3",))
     return site_of(request.param)
+
+
+def deals_with_microgrids(cls: type[Any]) -> bool:
+    return cls.__module__.startswith("controllers.interchange.")
 
 
 def seen(site: Site, scale: float = 0.6, *, at: datetime = NOON) -> Observation:
@@ -55,10 +67,25 @@ def seen(site: Site, scale: float = 0.6, *, at: datetime = NOON) -> Observation:
     loads, devices = site.loads.values(), site.devices.values()
     p_mw = {x.name: scale * x.p_mw for x in loads} | {d.name: 0.3 * d.wish(0.8) for d in devices}
     q_mvar = {x.name: x.reactive(p_mw[x.name]) for x in loads} | {d.name: 0.0 for d in devices}
-    mean = np.tile([*(p_mw[x.name] for x in loads), *(d.wish(0.8) for d in devices)], (INTERVALS, 1))
+    known = {**{x.name: p_mw[x.name] for x in loads}, **{d.name: d.wish(0.8) for d in devices}}
+    said = {}
+    for grid in (
+        site.microgrids.values()
+    ):  # price and heat, what it is capable of, and what the network's operator allows
+        known |= {name: scale * size for name, size in ((grid.price, 100.0), (grid.heat, 0.5)) if name}
+        p_mw[grid.name] = sum(p_mw[name] for name in grid.devices)
+        box = Region.box(p_mw=(-0.2 * abs(scale), 0.2 * abs(scale)), q_mvar=(0.0, 0.0))
+        said["operator"] = Decision(time=at, origin=Origin.CERTIFIED, kind=Kind.AIC, regions={grid.name: box})
+        able = Region.box(p_mw=(-0.3 * abs(scale), 0.25 * abs(scale)), q_mvar=grid.q_mvar)
+        plan = Forecast(at, site.every, (grid.name,), np.zeros((INTERVALS, 1)), np.zeros((INTERVALS, 1)))
+        said[grid.name] = Decision(
+            time=at, origin=Origin.OPTIMAL, kind=Kind.PIC, regions={grid.name: able}, plan=plan
+        )
+    mean = np.tile(list(known.values()), (INTERVALS, 1))
     return Observation(
         time=at,
-        forecast=Forecast(at, site.every, (*site.loads, *site.devices), mean, 0.05 * np.abs(mean)),
+        forecast=Forecast(at, site.every, tuple(known), mean, 0.05 * np.abs(mean)),
+        said=MappingProxyType(said),
         v_pu=MappingProxyType(dict.fromkeys((site.network.slack, *site.network.buses), 1.0)),
         p_mw=MappingProxyType(p_mw),
         q_mvar=MappingProxyType(q_mvar),
@@ -109,7 +136,7 @@ def check(decision: Decision, observation: Observation, site: Site) -> None:
     """The contract's rules for one decision."""
     assert isinstance(decision, Decision)
     assert decision.time == observation.time
-    assert decision.origin in {Origin.OPTIMAL, Origin.CERTIFIED, Origin.FALLBACK}
+    assert decision.origin in ORIGINS
     assert decision.setpoints.keys() <= site.devices.keys()
     if decision.kind is Kind.ENVELOPE:
         assert decision.regions.keys() <= site.devices.keys()
@@ -159,6 +186,14 @@ class TestContract:
             assert told(observation) == before
         assert refused < len(days(site))
         check(controller.step(seen(site)), seen(site), site)  # a bad day leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    "cls", [c for c in CLASSES if deals_with_microgrids(c)], ids=lambda cls: cls.__name__
+)
+def test_a_site_without_microgrids_is_refused(cls: type[Any]) -> None:
+    with pytest.raises(ValueError, match="microgrid"):
+        cls(site_of(SITES[0]))
 
 
 def test_the_contract_can_be_broken() -> None:

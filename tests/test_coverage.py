@@ -9,7 +9,7 @@ import pytest
 
 from controllers.fallback import Fallback
 from scenarios.build import build
-from scenarios.check import ScenarioInvalid, validate
+from scenarios.check import ScenarioInvalid, notices, validate
 from scenarios.envelopes import methods, shared_options
 from scenarios.load import load
 from scenarios.run import Exit
@@ -90,6 +90,36 @@ def test_regulation_looks_as_far_as_its_positions_stay() -> None:
     path, advice = refusal("controllers.regulation.options.intervals=5", scenario="ieee33-regulated")
     assert path == "controllers.regulation.options.intervals"
     assert "less than the 6 steps" in advice
+
+
+DAY = "ieee33-interchange"
+
+
+@pytest.mark.parametrize("name", ["mg1-prediction", "correction", "mg1-dispatch"])
+def test_parts_of_a_conversation_look_as_far_as_until_the_next(name: str) -> None:
+    others = [f"controllers.mg1-prediction.every={6 if name == 'mg1-prediction' else 1}h"]
+    every = [*others, "controllers.correction.every=6h", f"controllers.{name}.every=6h"]
+    found = controller(*every, scenario=DAY, name=name)
+    assert found.horizon == (6 if name == "correction" else 12)
+    path, advice = refusal(*every, f"controllers.{name}.options.horizon=5", scenario=DAY)
+    assert path == f"controllers.{name}.options.horizon"
+    assert "less than the 6 steps until it is asked again (every 6h)" in advice
+    day = [change.replace("6h", "24h") for change in every]
+    path, advice = refusal(*day, scenario=DAY)
+    assert path == "forecast.intervals"
+    assert "looks 24 steps ahead, but a forecast covers 12" in advice
+
+
+async def test_no_step_is_without_a_capability(tmp_path: Path) -> None:
+    """Whether each of them is safe is another question, which `check` raises."""
+    seldom = ("controllers.correction.every=6h", "steps=9", 'expect=[{"what": "interchange_respected"}]')
+    run = await do(DAY, tmp_path, *seldom)
+    assert run.exit is Exit.HELD, run.why
+    assert run.verdicts[0].checked == 3 * 8
+    draft = load(DAY, seldom)
+    (notice,) = notices(draft, validate(draft))
+    assert notice.path == "controllers.correction.every"
+    assert "which is advice" in notice.advice
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import runpy
 import shlex
 import tomllib
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,15 @@ import pytest
 from typer.main import get_command
 
 from bridges import wire
+from bridges.area import AREA_KINDS, area_topic
+from bridges.asking import process_topic
 from controllers import Kind, Origin
+from controllers.interchange.correction import InterchangeCorrection
+from controllers.interchange.dispatch import MicrogridDispatch
+from controllers.interchange.prediction import InterchangePrediction
 from scenarios import cli
 from scenarios.cli import app
+from scenarios.report import summary
 from scenarios.run import Exit, Result
 from scenarios.world import CHILDREN, CONNECTIONS, SHIFTED
 from simulators.clock import Overrun
@@ -112,6 +120,61 @@ def test_the_readme_names_every_table_of_a_run() -> None:
     assert sorted(re.findall(r"`(\w+)`", tables)) == sorted(SCHEMAS)
 
 
+EVENT_SOURCES = ("controllers", "simulators", "bridges", "scenarios")
+TELLS = {"_event", "event", "record", "_lost"}
+"""Names of what takes an event's word among its first two arguments."""
+
+
+def event_words(source: str) -> set[str]:
+    """Words that code gives to events, and outcomes of exceptions, which are such words."""
+    found: set[str] = set()
+    for scope in ast.walk(ast.parse(source)):
+        if isinstance(scope, ast.ClassDef):
+            for line in scope.body:
+                if isinstance(line, ast.Assign | ast.AnnAssign) and line.value is not None:
+                    targets = line.targets if isinstance(line, ast.Assign) else [line.target]
+                    if any(isinstance(target, ast.Name) and target.id == "outcome" for target in targets):
+                        found |= constants(line.value)
+        if not isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        assigned: dict[str, set[str]] = {}
+        for node in ast.walk(scope):
+            if isinstance(node, ast.Assign):
+                for target in node.targets:
+                    if isinstance(target, ast.Name):
+                        assigned.setdefault(target.id, set()).update(constants(node.value))
+        for node in ast.walk(scope):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", None) in TELLS:
+                for argument in node.args[:2]:
+                    named = assigned.get(argument.id, set()) if isinstance(argument, ast.Name) else set()
+                    found |= constants(argument) | named
+    return found
+
+
+def constants(value: ast.expr) -> set[str]:
+    """The texts that an expression may be."""
+    if isinstance(value, ast.IfExp):
+        return constants(value.body) | constants(value.orelse)
+    return {value.value} if isinstance(value, ast.Constant) and isinstance(value.value, str) else set()
+
+
+def test_the_words_of_events_are_found_in_code() -> None:
+    assert event_words(
+        "class Gone(Error):\n    outcome: str = 'gone'\n"
+        "class Went(Gone):\n    outcome = 'went'\n"
+        "def f(self):\n    what = 'a' if 1 else 'b'\n    self._event(t, what, why='no')\n"
+        "    self._event(t, 'c' if 1 else 'd')\n    self._events.record(t, 'e', 'no')\n    other('no', 'no')"
+    ) == {"gone", "went", "a", "b", "c", "d", "e"}
+
+
+def test_the_page_on_tables_has_every_event() -> None:
+    files = [file for folder in EVENT_SOURCES for file in (ROOT / folder).rglob("*.py")]
+    told = set().union(*(event_words(file.read_text("utf-8")) for file in files))
+    rows = re.findall(r"(?m)^\| (`.*?) \|", section("docs/tables.md", "Events"))
+    listed = [word for row in rows for word in re.findall(r"`([^`]+)`", row)]
+    assert sorted(listed) == sorted({*told, "what"})  # the heading of its column
+
+
 def test_the_command_lines_module_lists_its_commands() -> None:
     group: Any = get_command(app)
     first = (cli.__doc__ or "").splitlines()[0]
@@ -176,9 +239,15 @@ def test_the_topics_on_the_page_are_the_topics() -> None:
         wire.device_topic("RUN", "AREA", "DER", what).replace("RUN", "{run}").replace("AREA", "{area}")
         for what in ("setpoint", "ack", "meas", "state")
     }
-    assert named == {name.replace("DER", "{der}") for name in made} | {
-        wire.control_topic("RUN").replace("RUN", "{run}")
+    made |= {area_topic("RUN", "MG", kind).replace("RUN", "{run}") for kind in AREA_KINDS}
+    made |= {
+        process_topic("RUN", "PROCESS", what).replace("RUN", "{run}") + part
+        for what, part in (("ask", "/{part}"), ("answer", "/{part}"), ("state", ""))
     }
+    made.add(wire.control_topic("RUN").replace("RUN", "{run}"))
+    for word, meant in (("DER", "{der}"), ("MG", "{microgrid}"), ("PROCESS", "{process}")):
+        made = {name.replace(word, meant) for name in made}
+    assert named == made
 
 
 def test_the_readme_shows_the_example_as_it_is() -> None:
@@ -193,6 +262,51 @@ def test_the_readme_installs_extras_that_exist() -> None:
     for page in PAGES:
         for named in re.findall(r"pip install '\.\[([\w,]+)\]'", page.read_text("utf-8")):
             assert set(named.split(",")) <= extras.keys()
+
+
+@pytest.mark.parametrize("cls", [InterchangePrediction, InterchangeCorrection, MicrogridDispatch])
+def test_the_page_on_interchange_has_every_option_with_its_default(cls: type[Any]) -> None:
+    table = re.search(rf"(?ms)^### `{cls.__name__}`\n(.*?)(?=^##)", text("docs/interchange.md"))
+    assert table
+    said = re.findall(r"(?m)^\| `(\w+)` \| ([^|]+) \|", table[1])
+    assert len(dict(said)) == len(said)
+    taken = {}
+    for one in fields(cls):
+        if one.init and one.name != "site":
+            default = one.default if one.default_factory is MISSING else one.default_factory()
+            word = "-" if default is None else f"`{json.dumps(default)}`".replace('"', "")
+            taken[one.name] = word
+    assert dict(said) == taken
+
+
+def test_the_page_on_interchange_has_every_equation_of_the_models() -> None:
+    page = text("docs/interchange.md")
+    programs = section("docs/interchange.md", "The prediction (DPICP)")
+    programs += section("docs/interchange.md", "The correction (DPICC)")
+    assert re.findall(r"(?m)^\((A\d+)\)  ", programs) == [f"A{n}" for n in range(1, 21)]
+    for module in ("microgrid_model", "correction_rows"):
+        symbols = set(re.findall(r"# \((A\d+)\)", text(f"controllers/interchange/{module}.py")))
+        assert symbols
+        assert all(f"({symbol})" in page for symbol in symbols)
+
+
+async def test_the_page_on_interchange_shows_the_figures_of_a_run(tmp_path: Path) -> None:
+    """To the digits that are shown but for the last: other versions of the numerical libraries move those."""
+    result = await do("ieee33-interchange", tmp_path)
+    made = runpy.run_path(str(ROOT / "docs" / "make_interchange.py"))["figures"](result.directory)
+    (shown,) = re.findall(r"(?s)<!-- figures -->\n(.*?)<!-- end of figures -->", text("docs/interchange.md"))
+    now, then = ([row.split("|")[1:-1] for row in table.splitlines()] for table in (made, shown))
+    assert [row[0] for row in now] == [row[0] for row in then]
+    assert now[:2] == then[:2]
+    for new, old in zip(now[2:], then[2:], strict=True):
+        assert [float(x) for x in old[1:]] == pytest.approx([float(x) for x in new[1:]], abs=0.05), (
+            "run: python docs/make_interchange.py"
+        )
+    readme = text("README.md")
+    for microgrid in summary(result.directory).microgrids:
+        (row,) = re.findall(rf"(?m)^{microgrid.name} +(.*)$", readme)
+        numbers = (microgrid.offered_mwh, microgrid.accepted_mwh, microgrid.sold_mwh, microgrid.bought_mwh)
+        assert [float(x) for x in row.split()[:4]] == pytest.approx(numbers, abs=0.05)
 
 
 async def test_the_example_keeps_the_import_that_it_promises(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_an_instruction_is_numbered_and_dated() -> None:
 
 
 def test_a_controller_sees_what_is_measured_and_what_others_said() -> None:
-    upstream = always(regions={"a": upto(0.3), "feeder": upto(2.0)}, kind=Kind.PIC)
+    upstream = always(regions={"a": upto(0.3), "feeder": upto(2.0)}, kind=Kind.FLEXIBILITY)
     first, second, silent = upstream, always(regions={"a": upto(0.2)}), always()
     loop = Loop(("pcc", first, 1, 2), ("dso", second, 1, 2), ("ems", silent, 1, 2))
     loop.step(0)
@@ -163,7 +163,10 @@ def test_a_controller_sees_what_is_measured_and_what_others_said() -> None:
     assert {name: r.limits("p_mw")[1] for name, r in seen.regions.items()} == pytest.approx(
         {"a": 0.3, "feeder": 2}
     )
-    assert first.seen[0].regions == {}  # in the first step nobody spoke before it
+    assert first.seen[0].regions == first.seen[0].said == {}  # in the first step nobody spoke before it
+    assert {n: d.time for n, d in first.seen[1].said.items()} == {"dso": START, "ems": START}
+    assert {n: d.time for n, d in second.seen[1].said.items()} == {"pcc": START + STEP, "ems": START}
+    assert silent.seen[0].said["pcc"].kind is Kind.FLEXIBILITY
     assert first.seen[1].regions["a"].limits("p_mw")[1] == pytest.approx(0.2)  # in the next, others had
     assert silent.seen[0].regions["a"].limits("p_mw")[1] == pytest.approx(0.2)  # 0.3 and 0.2 together
 
@@ -187,6 +190,7 @@ def test_expired_words_are_not_passed_on() -> None:
     for k in range(4):
         loop.step(k)
     assert [set(observation.regions) for observation in listener.seen] == [{"a"}, {"a"}, set(), set()]
+    assert [set(observation.said) for observation in listener.seen] == [{"pcc"}, {"pcc"}, set(), set()]
 
 
 # Several decisions
@@ -361,7 +365,7 @@ def test_rubbish_is_an_event_and_nobody_acts_on_it(answer: Answer, why: str) -> 
 
 
 def test_areas_may_be_named_but_all_must_mean_the_same_axes() -> None:
-    area = always(regions={"feeder": upto(1)}, kind=Kind.AIC)
+    area = always(regions={"feeder": upto(1)}, kind=Kind.FLEXIBILITY)
     other = always(regions={"feeder": Region.box(v_pu=(0.9, 1.1))}, kind=Kind.CUT)
     loop = Loop(("tso", area, 1, 2), ("dso", other, 1, 2))
     assert loop.step(0) == {}

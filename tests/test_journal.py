@@ -63,6 +63,13 @@ def rows_of(step: int, wall: float = 0.0) -> dict[str, Any]:
             "state": ["limited", None],
         },
         "regulators": {"time": now, "regulator": ["oltc", "cb1"], "position": [-3, step]},
+        "exchanges": {
+            "time": now,
+            "microgrid": ["mg1", "mg2"],
+            "connected": [True, step % 2 == 0],
+            "p_mw": numbers.normal(size=2),
+            "cost": [3.5, None],
+        },
         "fairness": {
             "issued_at": now,
             "valid_from": then,
@@ -117,6 +124,8 @@ def test_the_columns_are_those_of_the_run_directory() -> None:
         "branches": "time, branch, p_mw, q_mvar, loading_percent",
         "devices": "time, device, p_mw, q_mvar, e_mwh, available_mw, curtailed_mw, state",
         "regulators": "time, regulator, position",
+        "exchanges": "time, microgrid, connected, p_mw, q_mvar, planned_mw, pic_low_mw, pic_high_mw,"
+        " aic_low_mw, aic_high_mw, unserved_mw, unbalanced_mw, heat_mw, boiler_mw, price_per_mwh, cost",
         "regions": "issued_at, valid_from, valid_until, controller, target, kind, seq, axes, A, b,"
         " binding, worst_v_pu, worst_loading_percent, power_flows",
         "setpoints": "seq, epoch, device, issued_at, valid_until, p_mw, q_mvar,"

@@ -18,7 +18,7 @@ from scenarios.build import build
 from scenarios.check import ScenarioInvalid, validate
 from scenarios.envelopes import methods
 from scenarios.load import load
-from scenarios.options import misplaced, mistakes
+from scenarios.options import blamed, misplaced, mistakes
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -218,6 +218,32 @@ def test_values_are_held_against_annotations(
         found = said(Theirs, **others, **{option: value})
         assert list(found) == [option], value
         assert found[option].startswith(expected), value
+
+
+@pytest.mark.parametrize(
+    ("change", "option", "said"),
+    [
+        ("mg1-prediction.options.adjust_s=15min", "adjust_s", "a number or null, in seconds; write 900"),
+        ("correction.options.reserve_h=30min", "reserve_h", "a number or null, in hours; write 0.5"),
+        ("correction.options.reserve_h=soon", "reserve_h", "a number or null, in hours"),
+        ("correction.options.weights={mg9: 1}", "weights", "'mg9', which is no microgrid"),
+        ("correction.options.weights={mg1: 0}", "weights", "the weight 0 of 'mg1'"),
+        ("correction.options.batteries=[x]", "batteries", "known: bess"),
+        ("mg1-prediction.options.beta=-1", "beta", "below zero"),
+        ("mg1-prediction.options.links=[mg1]", "links", "'mg1' is no link; write {source: mg1"),
+        ("mg1-prediction.options.links=[{source: mg1, target: mg2, p_mw: x}]", "links", "must be a number"),
+    ],
+)
+def test_a_refusal_stands_at_the_option_that_it_is_about(change: str, option: str, said: str) -> None:
+    (found,) = problems("ieee33-interchange", f"controllers.{change}").items()
+    assert found[0] == f"controllers.{change.partition('.')[0]}.options.{option}"
+    assert said in found[1]
+
+
+def test_a_refusal_that_names_no_option_is_about_all() -> None:
+    assert blamed("weight 3 is more than point 2", {"points": 1, "weight": 3}) == "weight"
+    assert blamed("no point left", {"points": 1, "weight": 3}) == "points"
+    assert blamed("the site has no loads", {"points": 1}) is None
 
 
 def test_names_are_held_against_the_signature() -> None:

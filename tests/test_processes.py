@@ -414,6 +414,33 @@ def test_a_schedule_that_begins_late_holds_the_last_value_of_the_day_before() ->
     assert values.tolist() == [2.0] * 6 + [1.0] * 12 + [2.0] * 6
 
 
+def test_a_schedule_with_a_spread_is_the_schedule_times_a_factor_of_mean_one() -> None:
+    profile = DailyProfile(values={"00:00": -2.0, "06:00": 0.5, "12:00": 0.0}, spread=0.3, correlation_h=3.0)
+    names = tuple(f"s{i}" for i in range(4000))
+    hour = timedelta(hours=1)
+    given = profile.at(Calendar(START, hour).at(np.arange(24)))
+    values = run(profile, names, 24, every=hour)
+    assert (values[12:] == 0.0).all()
+    factor = values[:12] / given[:12, None]
+    assert factor.min() > 0
+    np.testing.assert_allclose(factor.mean(axis=1), 1.0, atol=5 * 0.3 / 4000**0.5)
+    np.testing.assert_allclose(factor.std(axis=1), 0.3, atol=0.03)
+    logs = np.log(factor)
+    assert np.corrcoef(logs[3], logs[4])[0, 1] == pytest.approx(np.exp(-1 / 3), abs=0.05)
+    # What is known a day ahead is the spread itself; an hour ahead, what the deviation's own law says.
+    process = profile.build(names[:50], START, hour, 1)
+    process.advance(2)
+    mean, std = process.forecast(27)
+    np.testing.assert_allclose(mean[25], given[4], rtol=1e-3)
+    np.testing.assert_allclose(std[25], 0.3 * 2.0, rtol=1e-3)
+    sigma = np.sqrt(np.log(1.09))
+    z = (np.log(process.now() / given[2]) + sigma**2 / 2) / sigma
+    ahead, left = np.exp(-1 / 3) * z, 1 - np.exp(-2 / 3)
+    np.testing.assert_allclose(
+        mean[0], given[3] * np.exp(sigma * ahead - sigma**2 * (1 - left) / 2), rtol=1e-4
+    )
+
+
 # What is refused
 
 
@@ -435,6 +462,8 @@ def test_a_schedule_that_begins_late_holds_the_last_value_of_the_day_before() ->
         (lambda: DailyProfile(values={"24:00": 1.0}), "'24:00'"),
         (lambda: DailyProfile(values={750: 1.0}), "750 must be a quoted"),  # type: ignore[dict-item]
         (lambda: DailyProfile(values={"00:00": float("inf")}), "inf"),
+        (lambda: DailyProfile(values={"00:00": 1.0}, spread=-0.1), r"spread = -0.1 must lie in \[0, 3\]"),
+        (lambda: DailyProfile(values={"00:00": 1.0}, rho=1.5), "rho = 1.5"),
         (lambda: LoadProfile().build(("a", "a"), START, EVERY, 0), "'a' is empty or named twice"),
         (lambda: LoadProfile().build(("a",), datetime(2026, 1, 1), EVERY, 0), "no time zone"),
         (lambda: LoadProfile().build(("a",), START, timedelta(0), 0), "must be positive"),

@@ -301,7 +301,7 @@ def test_a_schedule_of_too_many_spans_is_refused() -> None:
 def test_the_schedule_on_the_page_belongs_to_a_message() -> None:
     page = (Path(__file__).parent.parent / "docs" / "wire.md").read_text("utf-8")
     (message,) = re.findall(r'(?ms)^```json\n(\{"schema".*?)^```', page)
-    (part,) = re.findall(r"(?ms)^```jsonc\n(.*?)^```", page)
+    (part,) = re.findall(r'(?ms)^```jsonc\n("valid_from".*?)^```', page)
     whole = json.loads(message) | json.loads("{" + part + "}")
     told = to_instruction(wire.decode(json.dumps(whole).encode(), wire.SetpointMessage))
     assert [span.start.minute for span in told.spans] == [0, 5, 10]

@@ -128,10 +128,9 @@ class RoomCheck:
         reached."""
         self._allowance, self._allowance_row = np.maximum(beyond, 0.0), np.maximum(value, 0.0)
 
-    @property
-    def relaxed(self) -> bool:
-        """Whether `relax` moved a limit."""
-        return bool(self._allowance.any())
+    def relaxed(self, by: Array) -> bool:
+        """Whether `relax` moved a limit, by more than what is given (limits,)."""
+        return bool((self._allowance > by).any())
 
     def solve(self, P: Array, Q: Array, background: Ints) -> Answers:
         """Answers for devices' injections (cases, devices), each with one of the backgrounds (cases,)."""

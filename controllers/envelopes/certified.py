@@ -23,6 +23,7 @@ from controllers.envelopes import matching
 from controllers.envelopes.ac_check import AcCheck, RoomCheck
 from controllers.envelopes.allowable import AllowableRegion
 from controllers.envelopes.ascent import Search
+from controllers.envelopes.beside import SLIGHT_PERCENT, SLIGHT_V_PU
 from controllers.envelopes.matching import Alone
 from controllers.envelopes.method import ANNOUNCE_LESS, RELIEVE, EnvelopeMethod, Envelopes, Room
 from controllers.envelopes.shapes import Shapes
@@ -84,6 +85,8 @@ class Certified:
     """of the method"""
     _check: AcCheck = field(init=False, repr=False)
     _tolerance: Array = field(init=False, repr=False)
+    _slight: Array = field(init=False, repr=False)
+    """of what others decide"""
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner, EnvelopeMethod):
@@ -100,6 +103,11 @@ class Certified:
             np.full(check.n, 2 * high * self.tolerance_v_pu),
             np.full(check.n, 2 * low * self.tolerance_v_pu),
             check.rating * self.tolerance_loading_percent / 100,
+        ])  # fmt: skip
+        self._slight = np.concatenate([
+            np.full(check.n, 2 * high * SLIGHT_V_PU),
+            np.full(check.n, 2 * low * SLIGHT_V_PU),
+            check.rating * SLIGHT_PERCENT / 100,
         ])  # fmt: skip
 
     @property
@@ -155,29 +163,40 @@ class Certified:
         return self._result(room, check, search, scale)
 
     def _alone(self, check: RoomCheck) -> Alone:
-        """AC values of the background alone, with what is fixed.
+        """AC values of the background alone, with what others decide, and with what is fixed.
 
-        Under `do_no_harm` limits that the background exceeds count as just reached.
+        Limits that what others decide exceeds by no more than their own tolerance count as just reached, and
+        under `do_no_harm` all that are exceeded do.
 
         Raises:
             Infeasible: the background is beyond a limit, or what is fixed takes it there.
         """
         room = check.room
-        still = np.zeros((len(self.site.devices), 1, 2))
-        search = Search(check, Shapes(still, (None,) * len(still)), self.critical)
+        search = Search(check, self._still(room), self.critical)
         search.supports()
         if not self._holds(search):
-            if self.inner.when_broken != "do_no_harm" or not np.isfinite(search.beyond).all():
+            if room.given and (search.beyond <= self._slight).all():
+                pass
+            elif self.inner.when_broken != "do_no_harm" or not np.isfinite(search.beyond).all():
                 raise self._refused(search, "before any device injects")
             over = search.beyond > self._tolerance
             check.relax(np.where(over, search.beyond, 0.0), search.value)
-        if room.fixed:
+        if room.fixed.keys() - room.given.keys():
             shapes = self._shrunk(room, self.inner.shapes(room, room.W), 0.0)
             search = Search(check, shapes, self.critical)
             search.supports()
             if not self._holds(search):
                 raise self._refused(search, "by envelopes that cannot be changed now", ANNOUNCE_LESS)
         return Alone(np.minimum(search.value, 0.0), np.nan_to_num(search.support))
+
+    def _still(self, room: Room) -> Shapes:
+        """Nobody injects but those whose injections others decide about."""
+        corners = np.zeros((len(self.site.devices), max(map(len, room.given.values()), default=1), 2))
+        for i, name in enumerate(self.site.devices):
+            if name in room.given:
+                given = room.given[name]
+                corners[i, : len(given)], corners[i, len(given) :] = given, given[-1]
+        return Shapes(corners, (None,) * len(corners))
 
     def _refused(self, search: Search, when: str, advice: str = RELIEVE) -> Infeasible:
         """The error that names the limit exceeded most."""
@@ -321,6 +340,6 @@ class Certified:
         certificates = tuple(
             replace(certificate, binding=text if text is None else text + scaled) for text in shapes.binding
         )
-        degraded = room.broken is not None or check.relaxed
+        degraded = room.broken is not None or check.relaxed(self._slight)
         origin = Origin.DEGRADED if degraded else Origin.CERTIFIED
         return Envelopes(shapes, certificates, self.inner.fairness(shapes, room), origin)

@@ -54,10 +54,12 @@ def error(search: Search, alone: Alone, W: Array, emphasis: float) -> Array:
 
 
 def size(search: Search) -> float:
-    """Area of all envelopes [MVA^2], or their width [MW] where they have none."""
-    area = float(search.shapes.areas.sum())
+    """Area of all envelopes [MVA^2], or their width [MW] where they have none; not of what others decide."""
+    room, devices = search.check.room, search.check.check.rows.site.devices
+    ours = [name not in room.given for name in devices]
+    area = float(search.shapes.areas[ours].sum())
     low, high = search.shapes.ranges_at_zero
-    return area if area > 0 else float((high - low).sum())
+    return area if area > 0 else float((high - low)[ours].sum())
 
 
 def _known(search: Search, alone: Alone) -> npt.NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 A method turns the room that the network leaves, `A P + B Q <= W`, into one polygon a device. Everything
 around that is here: the room in the coming intervals, what to do when there is none, weights, devices
 whose envelopes cannot be changed, capability, fairness, and the decision. A method's own file holds its
-mathematics alone, in `share`.
+mathematics alone, in `share`. Beside microgrids, whose exchange others limit, see `beside`.
 
 | symbol | here    | meaning                                                    | unit         |
 |--------|---------|------------------------------------------------------------|--------------|
@@ -25,9 +25,13 @@ import numpy.typing as npt
 from controllers.contract import Certificate, Decision, Infeasible, Observation, Origin
 from controllers.devices import Device, DeviceState
 from controllers.envelopes.allowable import ROUNDING, AllowableRegion
+from controllers.envelopes.beside import Beside, slight
 from controllers.envelopes.margins import Margin, Reserve
 from controllers.envelopes.packing import Packing
 from controllers.envelopes.positions import LEAST_MOVES, Positions
+from controllers.envelopes.room import Background as Background
+from controllers.envelopes.room import Envelopes as Envelopes
+from controllers.envelopes.room import Room as Room
 from controllers.envelopes.shapes import Shapes
 from controllers.fairness import Fairness, jain, price
 from controllers.region import Region
@@ -46,51 +50,12 @@ Weights = Literal["contract", "rating", "equal"]
 WhenBroken = Literal["strict", "devices", "do_no_harm"]
 
 
-@dataclass(frozen=True, eq=False)
-class Background:
-    """Injections of what nobody controls in one interval, without capacitor banks; (buses,) of the
-    network."""
-
-    p_mw: Array
-    q_mvar: Array
-
-
-@dataclass(frozen=True, eq=False)
-class Room:
-    """What the network leaves its devices in one or several coming intervals together."""
-
-    W: Array
-    """(rows,) room in each row, never negative; of several intervals the least"""
-    reserve: Array
-    """(rows,) what was taken off for forecast errors; `W + reserve` is the room at the mean"""
-    gamma: Array
-    """(devices,) weights, of all devices of the site"""
-    backgrounds: tuple[Background, ...]
-    """of each interval, at the forecast's mean"""
-    positions: Mapping[str, int]
-    """of the regulators"""
-    fixed: Mapping[str, Array] = field(default_factory=dict)
-    """corners (corners, 2) of devices whose envelopes cannot be changed now, by name"""
-    broken: str | None = None
-    """the row that the background alone exceeds most, under `do_no_harm`"""
-
-
-@dataclass(frozen=True, eq=False)
-class Envelopes:
-    """A method's result for one room; everything in the order of `site.devices`."""
-
-    shapes: Shapes
-    certificates: tuple[Certificate, ...]
-    fairness: Fairness
-    origin: Origin
-
-
 @dataclass
 class EnvelopeMethod(ABC):
     """A method, with the options that all methods share.
 
     Args:
-        site: network, devices and limits.
+        site: network, devices and limits; a method's `site` has a connection in place of each microgrid.
         intervals: how many of the coming intervals an envelope must hold for. A scenario gives as many as
             there are steps until it is asked again, unless it says more.
         weights: entitlement of each device: `contract` is the scenario's `weight` (the rated power where
@@ -107,8 +72,9 @@ class EnvelopeMethod(ABC):
             coefficients, as 1,000 buses with 400 devices have, it is not in any case.
 
     Raises:
-        ValueError: no devices, a weight that is not positive, an option that does not exist.
-        Infeasible: (step) the background load alone breaks a limit.
+        ValueError: no devices outside microgrids, a weight that is not positive, an option that does not
+            exist.
+        Infeasible: (step) the background load alone breaks a limit, or does with the microgrids' exchanges.
         SolverFailed: (step) the solver had no answer.
     """
 
@@ -125,6 +91,7 @@ class EnvelopeMethod(ABC):
     price: bool = True
     margin: Mapping[str, Any] | None = None
     rows: AllowableRegion = field(init=False, repr=False)
+    _beside: Beside = field(init=False, repr=False)
     _gamma: Array = field(init=False, repr=False)
     _without: dict[frozenset[str], EnvelopeMethod] = field(init=False, repr=False)
     _positions: Positions | None = field(init=False, repr=False, default=None)
@@ -133,8 +100,11 @@ class EnvelopeMethod(ABC):
 
     def __post_init__(self) -> None:
         what = self.acronym
-        if not self.site.devices:
-            raise ValueError(f"{what}: site {self.site.name!r} has no devices to share among")
+        self._beside = Beside(self.site)
+        if not self._beside.outside:
+            where = " outside microgrids" if self._beside else ""
+            raise ValueError(f"{what}: site {self.site.name!r} has no devices{where} to share among")
+        self.site = self._beside.site
         for name, device in self.site.devices.items():
             if not _weight(device, self.weights) > 0:
                 raise ValueError(
@@ -200,13 +170,21 @@ class EnvelopeMethod(ABC):
             intervals = range(max(1, min(self.intervals, len(observation.forecast.mean))))
         positions = standing(self.site.regulators, observation.positions)
         backgrounds = tuple(Background(*self.rows.background(observation.forecast.at(i))) for i in intervals)
-        taken = self._taken(fixed) if fixed else np.zeros(len(self.rows))
+        given = self._beside.given(observation, intervals)
+        if given.keys() >= self.site.devices.keys():
+            raise Infeasible(f"{self.acronym}: every device outside microgrids is told a setpoint")
+        fixed = {**(fixed or {}), **given}
+        beside = self._taken(given)
+        taken = self._taken(fixed) - beside
         reserve = self._kept_back(observation, intervals)
         if self.when_broken == "devices":
             positions = self._relieved(
-                backgrounds, taken + reserve, positions, self._gamma if gamma is None else gamma
+                backgrounds, beside + taken + reserve, positions, self._gamma if gamma is None else gamma
             )
-        mean = np.min([self.rows.W(b.p_mw, b.q_mvar, positions) for b in backgrounds], axis=0) - taken
+        mean = np.min([self.rows.W(b.p_mw, b.q_mvar, positions) for b in backgrounds], axis=0) - beside
+        if given:  # what others decide was checked by them, and is on the limit up to their tolerance
+            mean = np.where((mean < 0) & (mean >= -slight(self.rows)), 0.0, mean)
+        mean = mean - taken
         W = mean - reserve
         if reserve.any() and (W < -ROUNDING).any():
             reserve[self.rows.dead] = 0.0  # what no device can influence is not theirs to keep free
@@ -219,7 +197,8 @@ class EnvelopeMethod(ABC):
             worst = int(np.argmin(harm if harmed else W))
             if self.when_broken != "do_no_harm" or harmed:
                 kept = f", {reserve[worst]:.4g} of it for forecast errors" if reserve[worst] else ""
-                why = f"before any device injects{kept}; {RELIEVE}"
+                exchanges = " with the microgrids' exchanges" if given else ""
+                why = f"before any device injects{exchanges}{kept}; {RELIEVE}"
                 # What is fixed is to blame where the background alone would do, or is forgiven.
                 if taken[worst] > 0 and (
                     self.when_broken == "do_no_harm" or W[worst] + taken[worst] >= -ROUNDING
@@ -233,7 +212,8 @@ class EnvelopeMethod(ABC):
             gamma=self._gamma if gamma is None else gamma,
             backgrounds=backgrounds,
             positions=positions,
-            fixed=fixed or {},
+            fixed=fixed,
+            given=given,
             broken=broken,
         )
 
@@ -267,6 +247,8 @@ class EnvelopeMethod(ABC):
     def _taken(self, fixed: Mapping[str, Array]) -> Array:
         """(rows,) the most that devices with given corners can take of each row."""
         taken = np.zeros(len(self.rows))
+        if not fixed:
+            return taken
         names = [name for name in self.site.devices if name in fixed]
         A, B = self.rows.columns([i for i, name in enumerate(self.site.devices) if name in fixed])
         for i, name in enumerate(names):
@@ -318,7 +300,6 @@ class EnvelopeMethod(ABC):
         """
         low, high = shapes.ranges_at_zero
         export, imports = np.maximum(high, 0.0), np.maximum(-low, 0.0)
-        up, down = export / room.gamma, imports / room.gamma
         cost = None
         # A method that looks at no network leaves no room.
         if self.price and 0 < len(room.W) * len(export) <= PRICED:
@@ -334,10 +315,13 @@ class EnvelopeMethod(ABC):
                 self._packing.U[:, free],
                 self._packing.room(room.W),
             )
+        ours = np.array([name not in room.given for name in self.site.devices])
+        export, imports, gamma = export[ours], imports[ours], room.gamma[ours]
+        up, down = export / gamma, imports / gamma
         return Fairness(
             export_mw=float(export.sum()),
             import_mw=float(imports.sum()),
-            area_mva2=float(shapes.areas.sum()),
+            area_mva2=float(shapes.areas[ours].sum()),
             jain_export=jain(up),
             jain_import=jain(down),
             least_export=float(up.min()),
@@ -358,6 +342,10 @@ class EnvelopeMethod(ABC):
         return Decision(
             time=observation.time,
             origin=found.origin,
+            # The microgrids' next capabilities may leave less; who looks at no interval says no end.
+            until=observation.time + (len(room.backgrounds) + 1) * self.site.every
+            if self._beside and room.backgrounds
+            else None,
             positions={name: at for name, at in room.positions.items() if at != observed[name]},
             regions={
                 name: self.within(name, region, observation)

@@ -60,6 +60,7 @@ from controllers.contract import (
 )
 from controllers.devices import AXES
 from controllers.envelopes.announced import Announced, Memory, Together
+from controllers.envelopes.beside import Connection
 from controllers.envelopes.method import Envelopes, Room
 from controllers.envelopes.polygons import Polygon, common, convex, within
 from controllers.envelopes.shapes import Shapes
@@ -143,6 +144,11 @@ class Rolling:
             raise ValueError(
                 f"rolling: when_broken {policy!r} cannot be kept over a horizon: regulators that move, or "
                 "limits that give way, would make what was announced unsafe; take 'strict'"
+            )
+        if any(isinstance(device, Connection) for device in self.site.devices.values()):
+            raise ValueError(
+                "rolling: envelopes that are announced ahead cannot be kept beside microgrids, whose "
+                "capabilities are corrected anew each step; leave `rolling` out"
             )
         if not 0 <= self.notice < self.intervals:
             raise ValueError(

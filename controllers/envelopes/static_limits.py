@@ -43,7 +43,16 @@ class FixedLimits(EnvelopeMethod):
     def step(self, observation: Observation) -> Decision:
         # Whoever does not look at the network has an answer where the background alone breaks a limit.
         nothing = np.zeros(0)
-        room = Room(W=nothing, reserve=nothing, gamma=self._gamma, backgrounds=(), positions={})
+        given = self._beside.still
+        room = Room(
+            W=nothing,
+            reserve=nothing,
+            gamma=self._gamma,
+            backgrounds=(),
+            positions={},
+            fixed=given,
+            given=given,
+        )
         return self.decide(observation, room, self.envelopes(room))
 
 

@@ -1,0 +1,1 @@
+"""Interchange capability: predicted by microgrids, corrected by the network operator (seed 003)."""
