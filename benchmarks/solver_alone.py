@@ -58,11 +58,12 @@ def noted() -> Iterator[Notes]:
 
     class NotedConic(Conic):
         def __init__(self, *given: Any, **more: Any) -> None:
-            notes.conic = given
+            notes.conic = notes.conic or given  # the second one is for steps that need repair
             super().__init__(*given, **more)
 
         def minimize(self, q: Array | None = None, b: Array | None = None) -> Array:
-            if q is not None and b is not None:  # a step gives both
+            own = q is not None and len(q) == len(notes.conic[1])
+            if own and q is not None and b is not None:  # a step gives both
                 notes.vectors.append((q, b))
             return super().minimize(q, b)
 
