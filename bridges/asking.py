@@ -26,17 +26,12 @@ from bridges.bus import Bus, Message
 from bridges.parcel import Header, Parcels, pack, unpack
 from bridges.wire import BadMessage
 from controllers.contract import ControlError
+from controllers.contract import Late as Late
 
 REMEMBERED = 1000
 """Asks of which it is known what became of them, to tell a late answer from a doubled or a foreign one."""
 LISTEN_S = 60.0
 """Longest that a listener waits before it looks again."""
-
-
-class Late(ControlError):
-    """A controller in a process of its own has not answered in time."""
-
-    outcome = "late"
 
 
 class Lost(ControlError):
@@ -93,18 +88,27 @@ class Asking:
         self._number = 0
         self._parcels = Parcels()
         self._waiting: dict[int, tuple[str, asyncio.Future[bytes]]] = {}
+        self._sent: dict[int, tuple[list[bytes], float]] = {}
+        """by ask that is waited for: its parts, and when nobody waits any more"""
         self._past: OrderedDict[int, bool] = OrderedDict()
         """asks that nobody waits for any more: whether they were answered"""
         self._life = dict.fromkeys(processes, 0)
         self._online = {process: asyncio.Event() for process in self._life}
         self._gone: dict[str, str] = {}
         """by process that is not started again: why"""
+        self.heard: Counter[str] = Counter()
+        """answers by process, late ones too"""
         self._silent: set[str] = set()
         """processes that were late and have not been heard since"""
         self.counts: Counter[str] = Counter()
         """asks | answers-late, -doubled, -foreign, -malformed: ignored"""
         for what in ("answer/+", "state"):
             bus.subscribe(process_pattern(run, what))
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection over which somebody can be asked."""
+        return self._bus.connected
 
     async def listen(self) -> None:
         """Take what arrives, for ever."""
@@ -130,10 +134,22 @@ class Asking:
         if ours and presence.state == "online":
             self._online[process].set()
             self._silent.discard(process)
+            # After a broker's failure it may be connected again later than we, and have missed what it was
+            # asked meanwhile. What it has heard already it leaves out.
+            for number, (asked, _) in self._waiting.items():
+                if asked == process:
+                    self._send(process, number)
+
+    def _send(self, process: str, number: int) -> None:
+        parts, end = self._sent[number]
+        left_s = max(end - asyncio.get_running_loop().time(), 1e-3)
+        for i, part in enumerate(parts):
+            self._bus.publish(process_topic(self._run, process, f"ask/{i}"), part, ttl_s=left_s)
 
     def _answer(self, process: str, header: Header, piece: bytes) -> None:
         asked = self._waiting.get(header.number)
         answer: bytes | None = None
+        self.heard[process] += header.token == self._token
         if header.token == self._token:
             self._silent.discard(process)
         if header.token != self._token or (asked is None and header.number not in self._past):
@@ -150,6 +166,7 @@ class Asking:
             self._forget(header.number, answered=True)
 
     def _forget(self, number: int, *, answered: bool) -> None:
+        self._sent.pop(number, None)
         if self._waiting.pop(number, None) is not None:
             self._past[number] = answered
             while len(self._past) > REMEMBERED:
@@ -186,9 +203,9 @@ class Asking:
                 left_s = max(end - loop.time(), 1e-3)
                 parts = pack(message, token=self._token, number=number, within_ms=round(left_s * 1000) or 1)
                 answer: asyncio.Future[bytes] = loop.create_future()
+                self._sent[number] = list(parts), end
                 self._waiting[number] = process, answer
-                for i, part in enumerate(parts):
-                    self._bus.publish(process_topic(self._run, process, f"ask/{i}"), part, ttl_s=left_s)
+                self._send(process, number)
                 if not self._patient and process in self._silent:
                     raise Late(f"process {process} is not waited for: it was late before and is silent since")
                 return await answer
@@ -204,6 +221,10 @@ class Asking:
         """A process is being started, for the `life`th time."""
         self._life[process] = life
         self._online[process].clear()
+
+    def there(self, process: str) -> bool:
+        """Whether a process has said that it is there."""
+        return process in self._online and self._online[process].is_set()
 
     async def online(self, process: str) -> None:
         """Wait until a process says that it is there."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -15,10 +16,20 @@ class BusUnreachable(Exception):
     """The first connection failed. Later losses are counted and healed, never raised."""
 
     def __init__(self, url: str, why: str, advice: str) -> None:
-        super().__init__(f"cannot connect to {url}: {why}. {advice}")
+        super().__init__(f"cannot connect to {shown(url)}: {why}. {advice}")
         self.url = url
         self.why = why
         self.advice = advice
+
+
+_CREDENTIALS = re.compile(r"^(?P<scheme>[a-z][a-z0-9+.-]*://)?.*@", re.IGNORECASE | re.DOTALL)
+_QUERY = re.compile(r"(?P<mark>[?#]).*", re.DOTALL)
+
+
+def shown(url: str) -> str:
+    """A URL as it may be printed or logged: hidden is all that may be a secret, be the URL well formed or
+    not: what is before the last @, and what is behind a ? or a #."""
+    return _QUERY.sub(r"\g<mark>***", _CREDENTIALS.sub(r"\g<scheme>***@", url))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +38,10 @@ class Message:
 
     topic: str
     payload: bytes
+    retained: bool = field(default=False, compare=False)
+    """whether the broker had kept it for whoever subscribes, maybe for long"""
+    expires_s: float | None = field(default=None, compare=False)
+    """seconds for which the broker would have kept it when it handed it over; `None`: it does not say"""
 
 
 class Bus(Protocol):
@@ -49,7 +64,7 @@ class Bus(Protocol):
     | expired      | never sent because their time had run out                                       |
     | unheard      | acknowledged, but nobody subscribes to them (reason code 16, MQTT 5)            |
     | received     | messages that arrived                                                           |
-    | overflowed   | of these, dropped unread, oldest first, because the latch was full              |
+    | overflowed   | of these, dropped unread because the latch was full: see `Latch`                |
     | malformed    | messages that were not what their topic promises                                |
     | terse        | schedules too long for a message, sent without the later spans' certificates    |
     | shortened    | schedules too long for a message, of which the first spans were sent            |
@@ -111,29 +126,64 @@ class Bus(Protocol):
 
 
 class Latch:
-    """The last `size` messages that arrived and were not taken yet (a process image)."""
+    """The messages that arrived and were not taken yet (a process image), `size` at most.
+
+    When it is full, the oldest one goes of the topic that has the most: so whoever floods the latch pushes
+    out his own messages, and of each topic the newest state is kept.
+    """
 
     def __init__(self, counts: Counter[str], size: int) -> None:
         if size < 1:
             raise ValueError(f"latch: size {size} must be at least 1")
-        self._counts = counts
-        self._messages: deque[Message] = deque(maxlen=size)
+        self._counts, self._size = counts, size
+        self._clear()
 
     def __len__(self) -> int:
         return len(self._messages)
 
     def put(self, message: Message) -> None:
-        """Keep a message; when full, the oldest goes, because the newest state counts."""
+        """Keep a message."""
         self._counts["received"] += 1
-        if len(self._messages) == self._messages.maxlen:
+        if len(self._messages) == self._size:
             self._counts["overflowed"] += 1
-        self._messages.append(message)
+            self._make_room(message.topic)
+        numbers = self._numbers.setdefault(message.topic, deque())
+        self._number += 1
+        self._messages[self._number] = message
+        numbers.append(self._number)
+        self._rank(message.topic, len(numbers) - 1, len(numbers))
 
     def take(self) -> list[Message]:
-        """Empty the latch."""
-        messages = list(self._messages)
-        self._messages.clear()
+        """Empty the latch, in order of arrival."""
+        messages = list(self._messages.values())
+        self._clear()
         return messages
+
+    def _clear(self) -> None:
+        self._number = 0
+        self._messages: dict[int, Message] = {}  # by the number of its arrival
+        self._numbers: dict[str, deque[int]] = {}  # by topic
+        self._topics: list[dict[str, None]] = [{}]  # by how many messages they have; the last is not empty
+
+    def _make_room(self, topic: str) -> None:
+        """Drop a message; of several topics that have the most, rather of that which is to have one more."""
+        most = self._topics[-1]
+        greedy = topic if topic in most else next(iter(most))
+        numbers = self._numbers[greedy]
+        del self._messages[numbers.popleft()]
+        self._rank(greedy, len(numbers) + 1, len(numbers))
+        if not numbers:
+            del self._numbers[greedy]
+
+    def _rank(self, topic: str, before: int, after: int) -> None:
+        """Note how many messages a topic has now."""
+        self._topics[before].pop(topic, None)
+        if after == len(self._topics):
+            self._topics.append({})
+        if after:
+            self._topics[after][topic] = None
+        while len(self._topics) > 1 and not self._topics[-1]:
+            self._topics.pop()
 
 
 def check_publish(topic: str, payload: bytes, ttl_s: float | None) -> None:

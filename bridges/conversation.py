@@ -27,6 +27,7 @@ from controllers.contract import (
     Infeasible,
     Interval,
     Kind,
+    Late,
     Observation,
     Origin,
     Setpoint,
@@ -84,7 +85,7 @@ class SentFairness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ledger_jain: float | None
 
 
-class SentDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SentDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """See `controllers.contract.Decision`."""
 
     time: datetime
@@ -98,6 +99,7 @@ class SentDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     positions: dict[str, int]
     plan: SentForecast | None
     fairness: SentFairness | None
+    mistake: str | None = None
 
 
 class SentObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,6 +115,7 @@ class SentObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     positions: dict[str, int]
     said: dict[str, SentDecision]
     connected: dict[str, bool]
+    silent_since: dict[str, datetime]
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -176,8 +179,7 @@ def answer(controller: str, said: Decision | BaseException) -> bytes:
     """
     if isinstance(said, BaseException):
         outcome = said.outcome if isinstance(said, ControlError) else None
-        words = str(said)[:2000].encode(errors="replace").decode()
-        complaint = Complaint(type(said).__name__, outcome, words)
+        complaint = Complaint(type(said).__name__, outcome, _words(str(said)))
         return _encode(Answer(controller=controller, complaint=complaint))
     return _encode(Answer(controller=controller, decision=_decision(said)))
 
@@ -199,7 +201,9 @@ def answered(payload: bytes, controller: str) -> Decision:
     return decision
 
 
-_KNOWN: Mapping[str, type[ControlError]] = {c.outcome: c for c in (ControlError, Infeasible, SolverFailed)}
+_KNOWN: Mapping[str, type[ControlError]] = {
+    c.outcome: c for c in (ControlError, Infeasible, SolverFailed, Late)
+}
 
 
 def _raise(complaint: Complaint) -> NoReturn:
@@ -224,6 +228,7 @@ def _observation(given: Observation) -> SentObservation:
         positions=_positions(given.positions),
         said={name: _decision(said) for name, said in given.said.items()},
         connected={name: bool(is_so) for name, is_so in given.connected.items()},
+        silent_since={name: _instant("silent_since", at) for name, at in given.silent_since.items()},
     )
 
 
@@ -251,6 +256,7 @@ def _decision(given: Decision) -> SentDecision:
         positions=_positions(given.positions),
         plan=None if given.plan is None else _forecast(given.plan),
         fairness=None if given.fairness is None else _fairness(given.fairness),
+        mistake=None if given.mistake is None else _words(given.mistake),
     )
 
 
@@ -301,6 +307,11 @@ def _number(what: str, value: Any) -> Any:
     return float(value)
 
 
+def _words(text: str) -> str:
+    """As much of somebody's text as is sent."""
+    return text[:2000].encode(errors="replace").decode()
+
+
 def _instant(what: str, time: datetime) -> datetime:
     if time.utcoffset() is None:
         raise BadMessage(f"{what} {time} has no time zone; make it UTC")
@@ -329,6 +340,7 @@ def _to_observation(sent: SentObservation) -> Observation:
         positions=sent.positions,
         said={name: _to_decision(said) for name, said in sent.said.items()},
         connected=sent.connected,
+        silent_since={name: _instant("silent_since", at) for name, at in sent.silent_since.items()},
     )
 
 
@@ -353,6 +365,7 @@ def _to_decision(sent: SentDecision) -> Decision:
         positions=sent.positions,
         plan=None if sent.plan is None else _to_forecast(sent.plan),
         fairness=None if sent.fairness is None else Fairness(**msgspec.structs.asdict(sent.fairness)),
+        mistake=sent.mistake,
     )
 
 

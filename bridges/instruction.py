@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from math import ceil, inf
+from math import ceil, copysign, inf
 
 import numpy as np
 
 from bridges.wire import SCHEMA, BadMessage, Checked, HalfSpaces, LaterSpan, SetpointMessage, Target
 from controllers.contract import Certificate, ControlError, Instruction, Origin, Setpoint, Span
+from controllers.devices import AXES
 from controllers.region import Region
 
 
@@ -154,12 +155,19 @@ def to_half_spaces(region: Region) -> HalfSpaces:
     return HalfSpaces(region.axes, tuple(map(tuple, region.A.tolist())), tuple(region.b.tolist()))
 
 
+_BOX = ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
+
+
 def to_region(sent: HalfSpaces) -> Region:
     """A region as it was meant.
 
     Raises:
         BadMessage: a row that is no half space.
     """
+    if sent.axes == AXES and sent.A == _BOX and not any(b == 0 and copysign(1, b) < 0 for b in sent.b):
+        high_p, less_p, high_q, less_q = sent.b
+        if -less_p <= high_p and -less_q <= high_q:  # the usual one, which needs no more checks
+            return Region.box(p_mw=(0.0 - less_p, high_p), q_mvar=(0.0 - less_q, high_q))
     rows = np.array(sent.A, dtype=float).reshape(-1, len(sent.axes))
     limits = np.array(sent.b, dtype=float)
     try:

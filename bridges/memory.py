@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from types import TracebackType
 from typing import Self
@@ -65,6 +65,7 @@ class MemoryHub:
             self._retained.pop(message.topic, None)
             if message.payload:
                 self._retained[message.topic] = _Retained(message, self.clock() + left_s)
+        message = replace(message, expires_s=None if left_s == inf else left_s)
         heard = [bus.deliver(message) for bus in self._buses]
         return 0 if any(heard) else NO_MATCHING_SUBSCRIBERS
 
@@ -72,7 +73,13 @@ class MemoryHub:
         """What a new subscriber gets, oldest first."""
         now = self.clock()
         self._retained = {topic: kept for topic, kept in self._retained.items() if kept.deadline > now}
-        return [kept.message for topic, kept in self._retained.items() if matches(pattern, topic)]
+        return [
+            replace(
+                kept.message, retained=True, expires_s=None if kept.deadline == inf else kept.deadline - now
+            )
+            for topic, kept in self._retained.items()
+            if matches(pattern, topic)
+        ]
 
 
 class MemoryBus:

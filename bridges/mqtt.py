@@ -15,6 +15,8 @@ Both libraries have traps; each remedy is marked `# (n)`:
 | 9  | a half-open link is found by the keepalive, 60 s by default | 5 s by default                        |
 | 10 | a lost connection leaves noise in asyncio's log             | a handler counts and drops just that  |
 | 11 | building `Properties` costs more than sending               | packed once for each expiry           |
+| 12 | it waits for the socket to be writable, which it nearly     | written in the next turn of the loop; |
+|    | always is: two turns of the loop, five calls of the system  | only what is left over waits          |
 """
 
 from __future__ import annotations
@@ -22,34 +24,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import socket
 import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from functools import lru_cache
-from math import ceil, inf
+from math import inf
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 import aiomqtt
-from paho.mqtt.client import Client as PahoClient
-from paho.mqtt.client import ConnectFlags, MQTTMessage
-from paho.mqtt.enums import MQTTErrorCode
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.client import MQTTMessage
 from paho.mqtt.reasoncodes import ReasonCode
 
-from bridges.bus import BusUnreachable, Latch, Message, check_pattern, check_publish
+from bridges.bus import (
+    BusUnreachable,
+    Latch,
+    Message,
+    check_pattern,
+    check_publish,
+    shown,
+)
+from bridges.mqtt_connection import WINDOW, Connection, Handshake, Secret, bounded
 from bridges.table import FIRST_ERROR, Entry, LatestValues
 
-logging.getLogger("mqtt").setLevel(logging.NOTSET)  # (5) importing aiomqtt has set WARNING
 log = logging.getLogger("gridpace.mqtt")
 
-WINDOW = 64
-"""Messages in flight; far fewer wait for the network, far more only fill buffers."""
 PACKET_TOO_LARGE = 149
 WRONG_PROTOCOL = (1, 132)
 BACKOFF_S = (0.1, 1.0)
@@ -76,6 +78,7 @@ class MqttBus:
         will: published by the broker, retained, if this client vanishes without leaving.
         latch_size: arrived messages kept until they are taken.
         clock: seconds, for times to live.
+        through: host and port of a proxy on the way; a certificate has to be the broker's all the same.
 
     Raises:
         ValueError: a URL of another form, credentials in it, an unknown protocol.
@@ -95,19 +98,21 @@ class MqttBus:
         will: Message | None = None,
         latch_size: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
+        through: tuple[str, int] | None = None,
     ) -> None:
         self._host, self._port, secure = _address(url)
+        self._there = through or (self._host, self._port)
         if protocol not in (5, 311):
             raise ValueError(f"mqtt: protocol {protocol} is unknown; use 5 or 311")
         if tls_context is not None and not secure:
-            raise ValueError(f"mqtt: {url} is not encrypted, but a TLS context is given; use mqtts://")
+            raise ValueError(f"mqtt: {shown(url)} is not encrypted, but a TLS context is given; use mqtts://")
         self.url = url
         self.client_id = client_id
         self.protocol = protocol
         self.counts: Counter[str] = Counter()
         self._tls = (tls_context or ssl.create_default_context()) if secure else None
         self._username = username
-        self._password = _Secret(password)
+        self._password = Secret(password)
         self._keepalive_s = keepalive_s
         self._timeout_s = timeout_s
         self._will = will
@@ -115,7 +120,8 @@ class MqttBus:
         self._latch = Latch(self.counts, latch_size)
         self._patterns: dict[str, None] = {}
         self._new_patterns: asyncio.Queue[str] = asyncio.Queue()
-        self._client: _Connection | None = None
+        self._unheard_of = 0  # patterns that the broker does not know yet, on this connection
+        self._client: Connection | None = None
         self._sent: dict[int, Entry] = {}  # in flight on this connection, by packet identifier
         self._pumping = False
         self._progress = asyncio.Event()
@@ -124,6 +130,10 @@ class MqttBus:
         self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._logged: set[str] = set()
+        self._alert: str | None = None  # with which the broker has ended an encrypted connection
+        self._paho_log = logging.Logger("gridpace.mqtt.paho")  # of this bus alone, so that it can be read
+        self._paho_log.parent = log
+        self._paho_log.addFilter(self._overhear)
         self._next_handler: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
 
     def __repr__(self) -> str:
@@ -171,6 +181,7 @@ class MqttBus:
         if pattern not in self._patterns:
             self._patterns[pattern] = None
             self._new_patterns.put_nowait(pattern)
+            self._unheard_of += 1
 
     def received(self) -> list[Message]:
         """See `Bus.received`."""
@@ -239,7 +250,9 @@ class MqttBus:
         """One connection from its beginning to its end, and what ended it."""
         end: BaseException | None = None
         try:
-            async with _Connection(self._options(), self._password, self._timeout_s, self) as client:  # (4)
+            async with Connection(
+                self._options(), self._password, self._timeout_s, self.protocol == 5, self
+            ) as client:  # (4)
                 await self._serve(client, first)
         except* (aiomqtt.MqttError, OSError) as group:
             end = group
@@ -247,9 +260,10 @@ class MqttBus:
                 end = end.exceptions[0]
         return end
 
-    async def _serve(self, client: _Connection, first: asyncio.Future[None]) -> None:
+    async def _serve(self, client: Connection, first: asyncio.Future[None]) -> None:
         while not self._new_patterns.empty():
             self._new_patterns.get_nowait()  # on a new connection all of them have to be subscribed
+        self._unheard_of = 0
         for pattern in tuple(self._patterns):
             await self._subscribe(client, pattern)
         self._client = client
@@ -267,16 +281,18 @@ class MqttBus:
             receiver.cancel()
             subscriber.cancel()
 
-    async def _subscribe(self, client: _Connection, pattern: str) -> None:
+    async def _subscribe(self, client: Connection, pattern: str) -> None:
         for code in await client.subscribe(pattern, qos=1):
             value = code if isinstance(code, int) else code.value
             if value >= FIRST_ERROR:
                 self.counts["refused"] += 1
                 log.error("%s: the broker refused to subscribe %s: %s", self.url, pattern, code)
 
-    async def _subscribe_new(self, client: _Connection) -> None:
+    async def _subscribe_new(self, client: Connection) -> None:
         while True:
             await self._subscribe(client, await self._new_patterns.get())
+            self._unheard_of -= 1
+            self._pump_soon()
 
     def _down(self) -> bool:
         """Forget the connection; whether there was one."""
@@ -289,39 +305,51 @@ class MqttBus:
     def _options(self) -> dict[str, Any]:
         five = self.protocol == 5
         return {
-            "hostname": self._host,
-            "port": self._port,
+            "hostname": self._there[0],
+            "port": self._there[1],
             "username": self._username,
             "identifier": self.client_id,
             "protocol": aiomqtt.ProtocolVersion.V5 if five else aiomqtt.ProtocolVersion.V311,
-            **({"clean_start": True} if five else {"clean_session": True}),
+            **({"clean_start": True, "properties": bounded()} if five else {"clean_session": True}),
             "will": self._will and aiomqtt.Will(self._will.topic, self._will.payload, qos=1, retain=True),
-            "logger": log.getChild("paho"),
+            "logger": self._paho_log,
             "timeout": self._timeout_s,
             "keepalive": self._keepalive_s,  # (9)
             "max_inflight_messages": WINDOW,  # (7)
-            "tls_context": self._tls and _Handshake(self._tls),
+            "tls_context": self._tls and Handshake(self._tls, self._host),
             "socket_options": [NODELAY],  # (1)
         }
+
+    def _overhear(self, record: logging.LogRecord) -> bool:
+        """Keep the alert by which a broker refuses a certificate: since TLS 1.3 it comes after the handshake,
+        and paho only logs it, then waits in vain."""
+        alert = re.search(r"\[SSL: \w*ALERT_(\w+)\]", record.getMessage())
+        if alert is not None:
+            self._alert = alert[1].lower().replace("_", " ")
+        return alert is None or self._client is not None
 
     def _unreachable(self, error: BaseException) -> BusUnreachable:
         why = str(error) or type(error).__name__
         text = why.lower()
-        if "operation timed out" in text:
+        if self._alert is not None:
+            why = text = f"the broker refuses our certificate: {self._alert}"
+        elif "operation timed out" in text:
             why = "the port is open, but nobody answers in MQTT"
         code = getattr(getattr(error, "rc", None), "value", None)
         if code in WRONG_PROTOCOL or "operation timed out" in text:
             advice = f"An MQTT 3.1.1 broker (amqtt) needs protocol=311, others take 5 (now {self.protocol})."
         elif isinstance(error, aiomqtt.exceptions.MqttConnectError):
             advice = "Check the user name and the password in the environment, and the broker's log."
+        elif self._alert is not None:
+            advice = "Give a certificate that it accepts, and its key: of its authority, and not out of date."
         elif "certificate" in text or "ssl" in text:
             advice = "Give the certificate authority that has signed the broker's certificate."
         else:
             advice = f"Start a broker there (mosquitto -p {self._port}) or let gridpace bring its own."
         return BusUnreachable(self.url, why, advice)
 
-    # Sending: the table's entries, a window of them at a time. A task for each publication, or 64
-    # that sleep for one, would cost more than the messages. (6)
+    # Sending: the table's entries, a window of them at a time, and what the client has to say itself. A task
+    # for each publication, or 64 that sleep for one, would cost more than the messages. (6)
 
     def _pump_soon(self) -> None:
         """Send in the loop's next turn, so that a step's messages go out together."""
@@ -332,7 +360,8 @@ class MqttBus:
     def _pump(self) -> None:
         self._pumping = False
         client = self._client
-        while client is not None and len(self._sent) < client.window:
+        # What is published waits for what was subscribed before it: its answer may come at once.
+        while client is not None and not self._unheard_of and len(self._sent) < client.window:
             taken = self._table.take()
             if taken is None:
                 break
@@ -344,9 +373,19 @@ class MqttBus:
             if packet is None:
                 break  # the connection is gone, and `_down` will requeue the entry
             self._sent[packet] = entry
+        if client is not None:
+            client.write()
         self._note_progress()
 
-    def acknowledged(self, client: _Connection, packet: int, reason: ReasonCode) -> None:
+    def write_soon(self, client: Connection) -> None:
+        """A connection has something to say of its own, e.g. that a message has arrived. It goes out together
+        with the answer, if there is one by then."""
+        if client is self._client:
+            self._pump_soon()
+        else:  # it still subscribes
+            asyncio.get_running_loop().call_soon(client.write)
+
+    def acknowledged(self, client: Connection, packet: int, reason: ReasonCode) -> None:
         """The broker has answered a publication."""
         if client is self._client and (entry := self._sent.pop(packet, None)) is not None:
             self._answered(entry, reason.value, reason)
@@ -368,7 +407,10 @@ class MqttBus:
     def arrived_now(self, message: MQTTMessage) -> None:
         """A message has come in."""
         try:
-            self._latch.put(Message(message.topic, bytes(message.payload)))  # (8)
+            said = getattr(message.properties, "MessageExpiryInterval", None)  # MQTT 3.1.1 has no properties
+            self._latch.put(
+                Message(message.topic, bytes(message.payload), bool(message.retain), said)  # (8)
+            )
         except UnicodeDecodeError:
             self.counts["malformed"] += 1
             return
@@ -393,116 +435,6 @@ class MqttBus:
             loop.set_exception_handler(self._next_handler)
 
 
-class _Connection(aiomqtt.Client):
-    """One connection. Overrides three of aiomqtt's callbacks, which `tests/test_mqtt.py` watches."""
-
-    def __init__(self, options: dict[str, Any], password: _Secret, timeout_s: float, bus: MqttBus) -> None:
-        super().__init__(**options, password=password.value)
-        self.pending_calls_threshold = 10**9  # (5)
-        self._client.connect_timeout = timeout_s
-        self._client.loop_write = self._write_together  # type: ignore[method-assign]
-        self._bus = bus
-        self._five = bus.protocol == 5
-        self.window = WINDOW
-        self._largest: float = inf
-
-    def fits(self, entry: Entry) -> bool:
-        """Whether the broker takes a packet of this size; else it would close the connection."""
-        return len(entry.topic.encode()) + len(entry.payload) + 20 <= self._largest
-
-    def send(self, entry: Entry, left_s: float) -> int | None:
-        """Queue a packet for the socket; its identifier, or `None` if there is no connection."""
-        expiry = _expiry(min(ceil(left_s), 2**32 - 1)) if self._five and left_s < inf else None
-        info = self._client.publish(entry.topic, entry.payload, 1, entry.retain, expiry)
-        return info.mid if info.rc == 0 else None
-
-    def _write_together(self) -> MQTTErrorCode:
-        """Let the kernel send all waiting packets at once: paho hands it one by one, and with NODELAY (1)
-        each is a segment of its own that wakes the broker, which costs more than all else of a packet."""
-        opened = self._client.socket()
-        _cork(opened, True)
-        try:
-            return PahoClient.loop_write(self._client)
-        finally:
-            _cork(opened, False)
-
-    def _on_connect(
-        self,
-        client: PahoClient,
-        userdata: Any,
-        flags: ConnectFlags,
-        reason_code: ReasonCode,
-        properties: Properties | None = None,
-    ) -> None:
-        self.window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))  # (7)
-        self._largest = getattr(properties, "MaximumPacketSize", inf)
-        super()._on_connect(client, userdata, flags, reason_code, properties)
-
-    def _on_publish(
-        self, client: PahoClient, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
-    ) -> None:
-        self._bus.acknowledged(self, mid, reason_code)  # (2)
-
-    def _on_message(self, client: PahoClient, userdata: Any, message: MQTTMessage) -> None:
-        self._bus.arrived_now(message)
-
-
-def _cork(opened: Any, on: bool) -> None:
-    """Hold packets back, or let them go; where the system has no such option, and on a socket that has
-    been closed meanwhile, nothing happens."""
-    option = getattr(socket, "TCP_CORK", None)
-    if option is not None and opened is not None:
-        with suppress(OSError):
-            opened.setsockopt(socket.IPPROTO_TCP, option, int(on))
-
-
-class _Handshake:
-    """A TLS context whose sockets are closed when the handshake fails, which paho forgets to do."""
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self.check_hostname = context.check_hostname
-        self._context = context
-
-    def wrap_socket(self, link: socket.socket, **options: Any) -> ssl.SSLSocket:
-        wrapped = self._context.wrap_socket(link, **options)
-        try:
-            wrapped.do_handshake()
-        except BaseException:
-            wrapped.close()
-            raise
-        return wrapped
-
-
-class _Secret:
-    """A password that nothing prints."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: str | None) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return "***"
-
-
-class _Packed(Properties):
-    """Properties that are turned into bytes once."""
-
-    def __init__(self, expiry_s: int) -> None:
-        super().__init__(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        self.MessageExpiryInterval = expiry_s
-        self.__dict__["packed"] = super().pack()  # type: ignore[no-untyped-call]
-
-    def pack(self) -> bytes:
-        packed: bytes = self.__dict__["packed"]
-        return packed
-
-
-@lru_cache(maxsize=1024)
-def _expiry(seconds: int) -> Properties:
-    return _Packed(seconds)  # (11)
-
-
 async def _until_lost(client: aiomqtt.Client) -> None:
     """Raises `MqttError` when the connection is lost. Nothing is iterated: `_on_message` takes it all."""
     async for _ in client.messages:
@@ -516,6 +448,6 @@ def _address(url: str) -> tuple[str, int, bool]:
         raise ValueError("mqtt: credentials do not belong in a URL; give username and password")
     extra = parts.path.strip("/") or parts.query or parts.fragment
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or extra:
-        raise ValueError(f"mqtt: {url!r} is no address; write mqtt://host:port or mqtts://host:port")
+        raise ValueError(f"mqtt: {shown(url)!r} is no address; write mqtt://host:port or mqtts://host:port")
     secure = parts.scheme == "mqtts"
     return parts.hostname, parts.port or (8883 if secure else 1883), secure

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from itertools import accumulate
 
 import msgspec
 
 from bridges import wire
+from bridges.answers import decode_acks, decode_batch_acks
 from bridges.area import area_topic, to_area_message
-from bridges.bus import Bus, Message
+from bridges.bus import MAX_PAYLOAD_BYTES, Bus, Message
 from bridges.instruction import shortened, terse, to_message
+from bridges.parts import Parts
 from controllers.contract import Instruction, Kind
 from controllers.forecast import Forecast
+
+ROOM = MAX_PAYLOAD_BYTES - 1000
+"""Bytes of names in a heartbeat."""
 
 
 class Publisher:
@@ -34,6 +40,7 @@ class Publisher:
         self.run = run
         self.area = area
         self.epoch = epoch
+        self._gateways: dict[str, Parts] = {}
         bus.subscribe(wire.device_pattern(run, "ack"))
 
     def send(
@@ -63,6 +70,44 @@ class Publisher:
             return to_message(sent, run=self.run, area=self.area, ttl_s=left_s, wall=wall)
 
         self._publish(topic, instruction, ttl_s, made)
+
+    def send_batch(
+        self,
+        gateway: str,
+        instructions: Iterable[tuple[Instruction, float]],
+        *,
+        wall: Callable[[datetime], datetime] | None = None,
+    ) -> None:
+        """Publish what devices behind a gateway are told, retained, in few messages; never waits.
+
+        Only parts with something new are sent. Schedules that are too long are shortened as in `send`.
+
+        Args:
+            instructions: (instruction, seconds for which it lives from now on).
+            wall: see `send`.
+
+        Raises:
+            BadMessage: one of them cannot be sent as it is; then none is.
+            ValueError: one belongs to another epoch.
+        """
+        if (parts := self._gateways.get(gateway)) is None:
+            parts = Parts(run=self.run, area=self.area, gateway=gateway, epoch=self.epoch)
+            self._gateways[gateway] = parts
+            self._bus.subscribe(wire.device_pattern(self.run, "batch-ack"))
+        for sent in parts.put(instructions, wall):
+            self._bus.publish(sent.topic, sent.payload, retain=True, ttl_s=sent.ttl_s)
+
+    def withdraw(self, der: str) -> None:
+        """Take back what a device was told: the broker keeps no copy. What it has accepted runs out.
+
+        Raises:
+            BadMessage: a name that cannot be in a topic.
+        """
+        topic = wire.device_topic(self.run, self.area, der, "setpoint")
+        self._bus.publish(topic, b"", retain=True)
+        for parts in self._gateways.values():
+            if (sent := parts.withdraw(der)) is not None:
+                self._bus.publish(sent.topic, sent.payload, retain=True, ttl_s=sent.ttl_s)
 
     def announce(
         self,
@@ -136,19 +181,27 @@ class Publisher:
             self._bus.counts["shortened"] += 1
         self._bus.publish(topic, payload, retain=True, ttl_s=ttl_s * part)
 
-    def heartbeat(self, step: int, period_s: float, next_deadline: datetime) -> None:
+    def heartbeat(
+        self, step: int, period_s: float, next_deadline: datetime, held: Iterable[str] = ()
+    ) -> None:
         """Say that the controller is there, and until when it will be heard again.
+
+        Args:
+            held: devices that an operator has taken; all are counted, and named as many as fit.
 
         Raises:
             BadMessage: a number or time that cannot be sent.
         """
         if next_deadline.tzinfo is None:
             raise wire.BadMessage(f"heartbeat: next_deadline {next_deadline} has no time zone")
+        taken = sorted(held)
         beat = wire.Heartbeat(
             epoch=self.epoch,
             step=step,
             period_ms=period_s * 1000,
             next_deadline=next_deadline.astimezone(UTC),
+            held=_fitting(taken),
+            held_count=len(taken),
         )
         self._bus.publish(wire.control_topic(self.run), wire.encode(beat), retain=True)
 
@@ -160,14 +213,19 @@ class Publisher:
         """The devices' answers that came in, of any epoch: (device, answer) in order of arrival.
 
         Takes everything from the bus. Who subscribes to more takes it himself and passes it in;
-        what is not an answer of this run is left alone. Malformed ones are counted.
+        what is not an answer of this run and area is left alone, as is what a gateway says of devices not
+        told through it. Malformed ones are counted.
         """
-        answers = []
+        answers: list[tuple[str, wire.Ack]] = []
         for message in self._bus.received() if messages is None else messages:
             try:
                 address = wire.parse_topic(message.topic)
-                if address.run == self.run and address.what == "ack":
-                    answers.append((address.der, wire.decode(message.payload, wire.Ack)))
+                if (address.run, address.area) != (self.run, self.area):
+                    continue
+                if address.what == "ack":
+                    answers += [(address.der, ack) for ack in decode_acks(message.payload)]
+                elif address.what == "batch-ack" and (gateway := self._gateways.get(address.der)):
+                    answers += [one for one in decode_batch_acks(message.payload) if one[0] in gateway]
             except wire.BadMessage:
                 self._bus.counts["malformed"] += 1
         return answers
@@ -176,6 +234,12 @@ class Publisher:
         """Say that the controller leaves. Flush afterwards."""
         will = last_will(self.run, self.epoch)
         self._bus.publish(will.topic, will.payload, retain=True)
+
+
+def _fitting(names: list[str]) -> tuple[str, ...]:
+    """As many names as a heartbeat has room for."""
+    ends = accumulate(len(name.encode()) + len(b'"",') for name in names)
+    return tuple(name for name, end in zip(names, ends, strict=False) if end <= ROOM)
 
 
 def last_will(run: str, epoch: int) -> Message:

@@ -3,10 +3,12 @@
 | topic                        | payload                  | retained | from       | to         |
 |------------------------------|--------------------------|----------|------------|------------|
 | `{run}/{area}/{der}/setpoint`| `SetpointMessage`        | yes      | controller | device     |
-| `{run}/{area}/{der}/ack`     | `Ack`                    | no       | device     | controller |
+| `{run}/{area}/{der}/ack`     | `Ack`, or a list of them | no       | device     | controller |
 | `{run}/{area}/{der}/meas`    | `Meas`                   | no       | device     | controller |
 | `{run}/{area}/{der}/state`   | `State`                  | yes      | device     | everybody  |
 | `{run}/ctl/state`            | `Heartbeat` or `Offline` | yes      | controller | everybody  |
+
+For gateways of many devices see `bridges.batch`; for what is said about areas, `bridges.area`.
 
 Powers are injections: positive into the grid, in MW and Mvar. Times are UTC, RFC 3339 with `Z`. A
 field that is not known is refused in what commands, ignored elsewhere; of a key given twice the last
@@ -19,12 +21,13 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
-from math import isfinite
-from typing import Any, Literal, TypeVar, get_args
+from math import hypot, isfinite
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
 from bridges.bus import MAX_PAYLOAD_BYTES
+from controllers.register import Life, Refusal, Regime
 
 ROOT = "gridpace/v1"
 SCHEMA: Literal["gridpace.setpoint.v1"] = "gridpace.setpoint.v1"
@@ -32,12 +35,21 @@ RESERVED = ("ctl", "area")
 """Names that no area may have, because topics use them."""
 MAX_LATER = 288
 """Most spans after the first one: a day of five minutes."""
+LARGEST = 1e12
+"""What is measured is not beyond, nor is the limit of a row, its length, the inverse of that, or the limit
+divided by it: how far from zero the region begins."""
+YEARS = (1970, 2200)
+"""First and last year of a time: others cannot be reckoned with, least of all at another pace."""
+MAX_TTL_MS = 366 * 86_400_000
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _EXACT_INTEGER = 2**53  # any JSON reader keeps integers up to this one
 
 S = TypeVar("S", bound=msgspec.Struct)
-What = Literal["setpoint", "ack", "meas", "state"]
-"""The kinds of messages about one device."""
+D = TypeVar("D")
+What = Literal["setpoint", "ack", "meas", "state", "batch-ack", "batch-meas"]
+"""The kinds of messages about one device, or about the devices of one gateway."""
+Reason = Annotated[str, msgspec.Meta(max_length=300)]
+"""Words for people, of bounded length: they end in the tables of a run."""
 
 
 class BadMessage(ValueError):
@@ -61,10 +73,13 @@ class HalfSpaces(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             check_name("axis", axis)
         if len(self.A) != len(self.b) or any(len(row) != len(self.axes) for row in self.A):
             raise BadMessage(f"A and b must have a row of {len(self.axes)} and a limit each")
-        if not all(map(isfinite, self.b)) or not all(isfinite(x) for row in self.A for x in row):
-            raise BadMessage("a coefficient or limit of the region is not finite")
-        if not all(any(row) for row in self.A):
-            raise BadMessage("a row of the region has no coefficient but zero")
+        lengths = [hypot(*row) for row in self.A]
+        # The length of a row of 1e200 is infinite, and scaled by it the limit would be gone.
+        if not all(1 / LARGEST <= length <= LARGEST for length in lengths):
+            raise BadMessage("a row of the region is zero, or too short or too long to be scaled")
+        # Beyond, the nearest point of a region is off by more than a device is large.
+        if not all(abs(b) <= LARGEST * min(n, 1.0) for b, n in zip(self.b, lengths, strict=True)):
+            raise BadMessage(f"a limit of the region is not finite, or beyond {LARGEST:g}")
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,7 +91,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.p_mw is None and self.q_mvar is None:
             raise BadMessage("a setpoint needs p_mw or q_mvar")
-        _check_finite(p_mw=self.p_mw, q_mvar=self.q_mvar)
+        check_finite(p_mw=self.p_mw, q_mvar=self.q_mvar)
 
 
 class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,8 +105,8 @@ class Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """the greatest loading"""
 
     def __post_init__(self) -> None:
-        _check_numbers(power_flows=self.power_flows)
-        _check_finite(worst_v_pu=self.worst_v_pu, worst_loading_percent=self.worst_loading_percent)
+        check_numbers(power_flows=self.power_flows)
+        check_finite(worst_v_pu=self.worst_v_pu, worst_loading_percent=self.worst_loading_percent)
 
 
 class LaterSpan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -110,7 +125,7 @@ class LaterSpan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     space in the message to say so"""
 
     def __post_init__(self) -> None:
-        _check_times(start=self.start, end=self.end)
+        check_times(start=self.start, end=self.end)
         if not self.start < self.end:
             raise BadMessage(f"later: a span ends {self.end.isoformat()}, it begins {self.start.isoformat()}")
 
@@ -152,12 +167,11 @@ class SetpointMessage(
 
     def __post_init__(self) -> None:
         check_address(self.run, self.area, self.der)
-        _check_numbers(epoch=self.epoch, seq=self.seq, ttl_ms=self.ttl_ms)
-        _check_times(issued=self.issued, valid_from=self.valid_from, valid_until=self.valid_until)
+        check_numbers(epoch=self.epoch, seq=self.seq, ttl_ms=self.ttl_ms)
+        check_times(issued=self.issued, valid_from=self.valid_from, valid_until=self.valid_until)
         if not self.valid_from < self.valid_until:
             raise BadMessage(f"valid_until {self.valid_until} is not after valid_from {self.valid_from}")
-        if not self.ttl_ms > 0:
-            raise BadMessage(f"ttl_ms {self.ttl_ms} must be positive")
+        check_ttl(self.ttl_ms)
         if self.later:
             self._check_later()
 
@@ -184,17 +198,20 @@ class SetpointMessage(
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a device did with a setpoint. The only proof that it was applied."""
+    """What became of a setpoint at its device. The only proof that it was applied."""
 
     epoch: int
     seq: int
-    state: Literal["received", "applied", "refused"]
+    state: Life
     time: datetime
-    reason: str | None = None
+    code: Refusal | None = None
+    """of a refusal"""
+    reason: Reason | None = None
+    """of a refusal, for people"""
 
     def __post_init__(self) -> None:
-        _check_numbers(epoch=self.epoch, seq=self.seq)
-        _check_times(time=self.time)
+        check_numbers(epoch=self.epoch, seq=self.seq)
+        check_times(time=self.time)
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -205,21 +222,27 @@ class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         if self.time is not None:
-            _check_times(time=self.time)
+            check_times(time=self.time)
 
 
-class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="online"):
+class Heartbeat(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="state", tag="online"
+):
     """The controller is there and will be heard again by `next_deadline`."""
 
     epoch: int
     step: int
     period_ms: float
     next_deadline: datetime
+    held: tuple[str, ...] = ()
+    """devices that an operator has taken: they are told nothing. In the order of names, as many as fit"""
+    held_count: int = 0
+    """how many he has taken"""
 
     def __post_init__(self) -> None:
-        _check_numbers(epoch=self.epoch, step=self.step)
-        _check_finite(period_ms=self.period_ms)
-        _check_times(next_deadline=self.next_deadline)
+        check_numbers(epoch=self.epoch, step=self.step, held_count=self.held_count)
+        check_finite(period_ms=self.period_ms)
+        check_times(next_deadline=self.next_deadline)
 
 
 class Offline(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="offline"):
@@ -228,7 +251,7 @@ class Offline(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag=
     epoch: int
 
     def __post_init__(self) -> None:
-        _check_numbers(epoch=self.epoch)
+        check_numbers(epoch=self.epoch)
 
 
 class Meas(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -239,10 +262,12 @@ class Meas(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     q_mvar: float
     v_pu: float | None = None
     e_mwh: float | None = None
+    state: Regime | None = None
+    """what it goes by"""
 
     def __post_init__(self) -> None:
-        _check_times(time=self.time)
-        _check_finite(p_mw=self.p_mw, q_mvar=self.q_mvar, v_pu=self.v_pu, e_mwh=self.e_mwh)
+        check_times(time=self.time)
+        check_measured(p_mw=self.p_mw, q_mvar=self.q_mvar, v_pu=self.v_pu, e_mwh=self.e_mwh)
 
 
 # Payloads
@@ -266,7 +291,7 @@ def decode(payload: bytes, kind: type[S]) -> S:
         BadMessage: too large, no JSON, or not a message of this kind.
     """
     decoder: msgspec.json.Decoder[S] = _decoder(kind)
-    return _decode(payload, decoder, kind.__name__)
+    return read(payload, decoder, kind.__name__)
 
 
 def decode_control(payload: bytes) -> Heartbeat | Offline:
@@ -275,12 +300,18 @@ def decode_control(payload: bytes) -> Heartbeat | Offline:
     Raises:
         BadMessage: as `decode`.
     """
-    return _decode(payload, _CONTROL, "Heartbeat or Offline")
+    return read(payload, _CONTROL, "Heartbeat or Offline")
 
 
-def _decode(payload: bytes, decoder: msgspec.json.Decoder[S], kind: str) -> S:
+def read(payload: bytes, decoder: msgspec.json.Decoder[D], kind: str) -> D:
+    """What a decoder finds in a payload; `kind` names it.
+
+    Raises:
+        BadMessage: as `decode`.
+    """
     _check_size(payload)  # before decoding: a megabyte of spaces is valid JSON
     try:
+        payload.decode()  # msgspec does not look into what it skips
         return decoder.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(f"not a {kind}: {error}") from None
@@ -305,7 +336,7 @@ class Address:
     area: str
     der: str
     what: str
-    """setpoint, ack, meas or state"""
+    """one of `What`"""
 
 
 def check_name(what: str, name: str) -> str:
@@ -368,19 +399,38 @@ def _check_size(payload: bytes) -> None:
         raise BadMessage(f"{len(payload)} bytes are more than the {MAX_PAYLOAD_BYTES} of a message")
 
 
-def _check_finite(**values: float | None) -> None:
+def check_finite(**values: float | None) -> None:
+    """Refuse numbers that are none."""
     for name, value in values.items():
         if value is not None and not isfinite(value):
             raise BadMessage(f"{name} is {value}; leave out what is not known")
 
 
-def _check_numbers(**values: int) -> None:
+def check_measured(**values: float | None) -> None:
+    """Refuse what nobody can have measured: its sums and squares may be no numbers any more."""
+    for name, value in values.items():
+        if value is not None and not abs(value) <= LARGEST:
+            raise BadMessage(f"{name} is {value}; leave out what is not known, and what nothing can be")
+
+
+def check_numbers(**values: int) -> None:
+    """Refuse integers that other readers of JSON would round."""
     for name, value in values.items():
         if not 0 <= value <= _EXACT_INTEGER:
             raise BadMessage(f"{name} {value} is not between 0 and 2^53")
 
 
-def _check_times(**values: datetime) -> None:
+def check_ttl(ttl_ms: int) -> None:
+    """Refuse a time to live that is none, or longer than anybody means."""
+    if not 0 < ttl_ms <= MAX_TTL_MS:
+        raise BadMessage(f"ttl_ms {ttl_ms} must be positive, and at most {MAX_TTL_MS}, 366 days")
+
+
+def check_times(**values: datetime) -> None:
+    """Refuse times that are not in UTC, or in none of `YEARS`."""
+    first, last = YEARS
     for name, value in values.items():
+        if not first <= value.year <= last:
+            raise BadMessage(f"{name} {value.isoformat()} is not in the years {first} to {last}")
         if value.utcoffset() != timedelta(0):
             raise BadMessage(f"{name} {value.isoformat()} is not in UTC; write it with Z")

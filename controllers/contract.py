@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from math import isfinite
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from controllers.fairness import Fairness
@@ -32,6 +32,12 @@ class SolverFailed(ControlError):
     """The solver stopped without a usable answer: time limit, numerical trouble, an error."""
 
     outcome: ClassVar[str] = "solver-failed"
+
+
+class Late(ControlError):
+    """The decision did not come within its deadline."""
+
+    outcome: ClassVar[str] = "late"
 
 
 class Origin(StrEnum):
@@ -131,6 +137,8 @@ class Observation:
     it was asked before"""
     connected: Mapping[str, bool] = field(default_factory=dict)
     """whether each microgrid is connected to the network, as measured"""
+    silent_since: Mapping[str, datetime] = field(default_factory=dict)
+    """no data since then, by device: it is in none of `p_mw`, `q_mvar`, `e_mwh`"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +180,9 @@ class Decision:
     """what `regions`' targets, or some of them, mean to inject over the coming intervals, and its spread"""
     fairness: Fairness | None = None
     """how the regions share what the network allows, where that is the method's subject"""
+    mistake: str | None = None
+    """of a `Fallback`'s second controller: what the first one raised that is no `ControlError`, or how its
+    decision broke the contract; `None`: it had no decision, and said so properly"""
 
     @property
     def has_sequel(self) -> bool:
@@ -201,6 +212,28 @@ class Controller(Protocol):
             ControlError: there is no decision (`Infeasible`, `SolverFailed`).
         """
         ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A controller that remembers: its decisions follow from what it was asked before as well.
+
+    Few should. What it remembers is kept with each step of a run, so that a run that was killed goes on as if
+    nothing had happened.
+    """
+
+    def memory(self) -> object:
+        """What it remembers: plain values, arrays and the vocabulary's dataclasses."""
+        ...
+
+    def recall(self, memory: Any) -> None:
+        """Remember what `memory` of an equal controller has returned."""
+        ...
+
+
+def memory_of(controller: object) -> object:
+    """What a controller remembers; `None` of one that does not."""
+    return controller.memory() if isinstance(controller, Remembering) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,28 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
-from controllers.contract import ControlError, Controller, Decision, Observation, Origin
+from controllers.contract import (
+    ControlError,
+    Controller,
+    Decision,
+    Observation,
+    Origin,
+    Remembering,
+    memory_of,
+)
+
+
+def _any(decision: Decision, observation: Observation) -> None:
+    """Holds a decision to nothing."""
 
 
 @dataclass
 class Fallback:
     """The first controller's decision, else the second's, marked `Origin.FALLBACK`.
 
-    Itself a controller, so fallbacks nest. The second one's `ControlError` passes through with the
-    first one's as its cause.
+    The second one is asked whatever the first one raises, its mistakes and its `sys.exit` too, and when its
+    decision breaks the contract; a mistake is told in `Decision.mistake`. Itself a controller, so fallbacks
+    nest.
+
+    Args:
+        check: raises if a decision breaks the contract.
+
+    Raises:
+        ControlError: (step) of the second, with that of the first as its cause.
+        Exception: (step) the first one's mistake, if the second one has no decision either; or the second's.
     """
 
     first: Controller
     second: Controller
+    check: Callable[[Decision, Observation], None] = _any
 
     def step(self, observation: Observation) -> Decision:
+        mistake: BaseException | None = None
         try:
-            return self.first.step(observation)
-        except ControlError as why:
-            try:
-                decision = self.second.step(observation)
-            except ControlError as also:
-                raise also from why
-        return replace(decision, origin=Origin.FALLBACK)
+            decision = self.first.step(observation)
+            self.check(decision, observation)
+            return decision
+        except ControlError as error:
+            why: BaseException = error
+        except (Exception, SystemExit) as error:
+            why = mistake = error
+        try:
+            decision = self.second.step(observation)
+        except ControlError as also:
+            if mistake is not None:  # which nobody else would hear of
+                raise mistake from also
+            raise also from why
+        said = None if mistake is None else f"{type(mistake).__name__}: {mistake}"
+        return replace(decision, origin=Origin.FALLBACK, mistake=said)
+
+    def memory(self) -> object:
+        """Of both; `None` if neither remembers anything."""
+        both = memory_of(self.first), memory_of(self.second)
+        return None if both == (None, None) else both
+
+    def recall(self, memory: Any) -> None:
+        for controller, own in zip((self.first, self.second), memory or (), strict=False):
+            if isinstance(controller, Remembering) and own is not None:
+                controller.recall(own)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class Region:
                 raise ValueError(f"box: {axis} has its lower limit {low:g} above its upper {high:g}")
             b += [high + 0.0, 0.0 - low]  # not -low: no -0.0 in tables and messages
         right = np.array(b)
-        if not limits or not np.isfinite(right).all():
+        if not limits or not all(map(isfinite, b)):
             return cls(tuple(limits), _box_rows(len(limits)), right)  # which says what is wrong
         # Thousands of boxes a step: their rows are the same, and known to be of unit length.
         made = object.__new__(cls)

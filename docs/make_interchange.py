@@ -115,6 +115,8 @@ def figures(run: Path) -> str:
     for one in summary(run).microgrids:
         assert one.offered_mwh is not None
         assert one.accepted_mwh is not None
+        assert one.sold_mwh is not None
+        assert one.bought_mwh is not None
         assert one.cost is not None
         mine = of[one.name]
         low, high = (

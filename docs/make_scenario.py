@@ -64,6 +64,9 @@ PARTS = (
     ("LoadPart", "`devices`, kind `flexible-load`"),
     ("GeneratorPart", "`devices`, kinds `diesel` and `micro-turbine`"),
     ("Box", "`default` of a device"),
+    ("ViaPart", "`via` of a device"),
+    ("MqttWay", "`via.mqtt` of a device"),
+    ("SunspecWay", "`via.sunspec` of a device"),
     ("TapChangerPart", "`regulators`, kind `tap-changer`"),
     ("CapacitorBankPart", "`regulators`, kind `capacitor-bank`"),
     ("MicrogridPart", "`microgrids`, a list"),
@@ -77,18 +80,30 @@ PARTS = (
     ("EmbeddedBusPart", "`bus`, kind `embedded`"),
     ("MqttBusPart", "`bus`, kind `mqtt`"),
     ("RecordPart", "`record`"),
+    ("MessagesHit", "`faults`, `what: loss` and `duplication`"),
+    ("MessagesLate", "`faults`, `what: delay` and `reordering`"),
+    ("LinkCut", "`faults`, `what: black-hole`, `broker-down` and `broker-frozen`"),
+    ("LinkSlow", "`faults`, `what: slow-link`"),
+    ("DeviceFault", "`faults`, `what: device-silent` and `device-disobeys`"),
+    ("MeterFault", "`faults`, `what: meter-stuck` and `measurement-missing`"),
+    ("MeterBiased", "`faults`, `what: meter-biased`"),
+    ("SolverFault", "`faults`, `what: solver-infeasible`, `solver-raises` and `solver-nan`"),
+    ("SolverLate", "`faults`, `what: solver-late`"),
+    ("LineOut", "`faults`, `what: line-out`"),
     ("VoltageWithin", "`expect`, `what: v_pu`"),
     ("LoadingBelow", "`expect`, `what: loading_percent`"),
     ("EnvelopeRespected", "`expect`, `what: envelope_respected`"),
     ("InterchangeRespected", "`expect`, `what: interchange_respected`"),
     ("Decided", "`expect`, `what: decided`"),
+    ("OriginShare", "`expect`, `what: origin_share`"),
     ("DurationBelow", "`expect`, durations"),
     ("CurtailedBelow", "`expect`, `what: curtailed_mwh`"),
     ("UnservedBelow", "`expect`, `what: unserved_mwh`"),
+    ("DivergenceBelow", "`expect`, `what: divergence_mw`"),
 )
 """Parts in the order of the page; a part of the schema that is not named here is an error."""
 
-NOT_SHOWN = {"Mode", "Overrun", "Divergence", "JsonValue"}
+NOT_SHOWN = {"Mode", "Overrun", "Divergence", "Origin", "JsonValue"}
 """Definitions that are values of a key rather than parts."""
 
 MEANING = {
@@ -119,6 +134,9 @@ MEANING = {
     ("Box", "q_mvar"): "least and greatest reactive injection",
     ("MqttBusPart", "protocol"): "of MQTT",
     ("MqttBusPart", "cert_file"): "client certificate",
+    ("ViaPart", "mqtt"): "over the run's own bus",
+    ("ViaPart", "sunspec"): "over Modbus TCP",
+    ("SunspecWay", "port"): "TCP port",
     ("*", "kind"): "which kind it is",
     ("*", "what"): "which one it is",
 }
@@ -186,7 +204,7 @@ def _value(field: Schema, parts: Schema) -> str:
     if "anyOf" in field:
         return " or ".join(_value(one, parts) for one in field["anyOf"] if one.get("type") != "null")
     if "examples" in field:
-        return "length of time"
+        return str(field.get("x-value", "length of time"))
     match field.get("type"):
         case "array" if "prefixItems" in field:
             return f"list of {len(field['prefixItems'])}: " + _value(field["prefixItems"][0], parts)

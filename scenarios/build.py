@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,14 @@ from controllers.envelopes.certified import Certified
 from controllers.envelopes.rolling import Rolling
 from controllers.fallback import Fallback
 from controllers.network import Limits, PowerFlow
+from controllers.rating import Rating, rating_of
 from controllers.regulators import Regulator
 from controllers.site import Load, Site
 from scenarios.check import ScenarioInvalid, problem_at
 from scenarios.corrections import without_room
 from scenarios.coverage import covering, looks_ahead, period, uncovered
 from scenarios.equipment import device_of, regulator_of
+from scenarios.faults import faults_of, line_of
 from scenarios.grids import GridError, bus_of, load_grid
 from scenarios.load import Draft, Keys
 from scenarios.microgrids import breaker_of, followers, microgrid_of
@@ -34,13 +38,20 @@ from scenarios.plugins import controller_class
 from scenarios.schema import (
     HERE,
     CapacitorBankPart,
+    ControllerPart,
     GridPart,
     MemoryBusPart,
     Scenario,
 )
+from simulators.clock import Mode
 from simulators.controller import Seat
+from simulators.deadline import Deadline
+from simulators.decisions import check
+from simulators.faults import Fault
+from simulators.faulty import FaultyController
 from simulators.microgrids import Breaker, MicrogridTwin
 from simulators.network import network_of
+from simulators.outage import Outage, together
 from simulators.per_unit import PLACED, NetworkRefused, per_unit
 from simulators.power_flow import PandapowerEngine, PowerGridModelEngine
 from simulators.profiles import Driven
@@ -64,6 +75,16 @@ class Built:
     seats: tuple[Seat, ...]
     sources: tuple[str, ...]
     """of the methods that the controllers use"""
+    faults: tuple[Fault, ...] = ()
+    outages: Mapping[frozenset[str], Outage] = field(default_factory=dict)
+    """what is left of the grid, by the branches that faults open together"""
+
+    @property
+    def deadlines(self) -> list[Deadline]:
+        """Those of controllers in this process."""
+        both = (seat.controller for seat in self.seats)
+        firsts = (c.first if isinstance(c, Fallback) else c for c in both)
+        return [controller for controller in firsts if isinstance(controller, Deadline)]
 
     def microgrid_twins(self, event: Callable[..., None]) -> list[MicrogridTwin]:
         """The microgrids of the plant, as they begin; `event` takes what happens to them."""
@@ -89,6 +110,7 @@ def build(draft: Draft, scenario: Scenario, *, only: Set[str] | None = None) -> 
     """
     net = _net(draft, scenario.grid)
     devices = {part.name: device_of(part, bus_of(net, part.bus)) for part in scenario.devices}
+    _require_defaults(draft, scenario, devices)
     regulators = {part.name: regulator_of(part, net) for part in scenario.regulators}
     loads = _loads(draft, net)
     engine: PandapowerEngine | PowerGridModelEngine
@@ -105,6 +127,8 @@ def build(draft: Draft, scenario: Scenario, *, only: Set[str] | None = None) -> 
     except Exception as error:  # pandapower checks little of a net before it computes
         advice = f"pandapower cannot compute this net ({type(error).__name__}: {error}); check its values"
         raise _refused(draft, ("grid", "network"), scenario.grid.network, advice) from error
+    faults = _faults(scenario, net)
+    outages = _outages(draft, scenario, net, regulators, engine, faults)
     in_service = set(engine.buses)
     for i, part in enumerate(scenario.devices):
         if devices[part.name].bus not in in_service:
@@ -126,7 +150,7 @@ def build(draft: Draft, scenario: Scenario, *, only: Set[str] | None = None) -> 
         microgrids={p.name: microgrid_of(p, bus_of(net, p.bus)) for p in scenario.microgrids},
     )
     wanted = [i for i, part in enumerate(scenario.controllers) if only is None or part.name in only]
-    in_order = [_seat(draft, scenario, site, i) for i in wanted]
+    in_order = [_seat(draft, scenario, site, i, faults) for i in wanted]
     if only is None:
         _require_periods(draft, scenario, in_order)
         _require_room(draft, scenario, in_order)
@@ -134,7 +158,63 @@ def build(draft: Draft, scenario: Scenario, *, only: Set[str] | None = None) -> 
     sources = dict.fromkeys(source for seat in seats for source in _sources(seat.controller))
     driven = _driven(draft, scenario, devices, loads)
     breakers = {part.name: breaker_of(part, scenario.every) for part in scenario.microgrids}
-    return Built(scenario, site, engine, driven, breakers, seats, tuple(sources))
+    return Built(scenario, site, engine, driven, breakers, seats, tuple(sources), faults, outages)
+
+
+def _faults(scenario: Scenario, net: pandapowerNet) -> tuple[Fault, ...]:
+    """What goes wrong, with the net's own names."""
+
+    return faults_of(
+        tuple(scenario.faults),
+        scenario.start,
+        scenario.every,
+        bus=lambda named: bus_of(net, named),
+        line=lambda named: line_of(net, named),
+    )
+
+
+def _outages(
+    draft: Draft,
+    scenario: Scenario,
+    net: pandapowerNet,
+    regulators: Mapping[str, Regulator],
+    whole: PowerFlow,
+    faults: Sequence[Fault],
+) -> dict[frozenset[str], Outage]:
+    """What is left of the grid for each set of branches that are open at the same time."""
+    found = {}
+    for fault in faults:
+        if fault.branch is not None and fault.branch not in whole.branches:
+            line = scenario.faults[fault.number].line  # type: ignore[union-attr]
+            advice = "is open already, or without supply; name a line that carries something"
+            raise _refused(draft, ("faults", fault.number, "line"), line, advice)
+    for opened in together(faults):
+        left = copy.deepcopy(net)
+        left.line.loc[[int(branch.partition(":")[2]) for branch in opened], "in_service"] = False
+        engine: PowerFlow
+        if scenario.grid.engine == "pandapower":
+            engine = PandapowerEngine(left, regulators)
+        else:
+            engine = PowerGridModelEngine(left, regulators)
+        found[opened] = outage = Outage(engine, whole.buses, whole.branches)
+        for part in scenario.microgrids:
+            if bus_of(net, part.bus) in outage.unsupplied:
+                number = next(f.number for f in faults if f.branch in opened)
+                advice = f"takes the supply of microgrid {part.name!r}; make it an island (isolated)"
+                line = scenario.faults[number].line  # type: ignore[union-attr]
+                raise _refused(draft, ("faults", number, "line"), line, advice)
+    return found
+
+
+def _require_defaults(draft: Draft, scenario: Scenario, devices: Mapping[str, Device]) -> None:
+    """A device refuses what has a fallback that it could not obey; its default is the fallback of all."""
+    for i, part in enumerate(scenario.devices):
+        if part.default is None:
+            continue
+        device = devices[part.name]
+        if (why := Rating(rating_of(device)).unable(device.default)) is not None:
+            advice = f"is a default that the device could never obey: {why}"
+            raise _refused(draft, ("devices", i, "default"), part.default.model_dump(), advice)
 
 
 def _refused(draft: Draft, keys: Keys, value: Any, advice: str) -> ScenarioInvalid:
@@ -217,7 +297,7 @@ def _require_places(
             raise _refused(draft, ("regulators", i, key), value, str(error)) from None
 
 
-def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
+def _seat(draft: Draft, scenario: Scenario, site: Site, i: int, faults: Sequence[Fault]) -> Seat:
     part = scenario.controllers[i]
     if part.process != HERE and isinstance(scenario.bus, MemoryBusPart):
         advice = "talks over the bus, and kind memory does not leave the run's; take embedded or mqtt"
@@ -236,11 +316,14 @@ def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
         if part.rolling is not None:
             key = "rolling"
             controller = Rolling(controller, **dict(part.rolling))
+        controller = _spoiled(controller, scenario, part, faults)
+        if part.deadline is not None and part.process == HERE:
+            controller = Deadline(controller, part.deadline.total_seconds())
         looking = [controller]
         if part.fallback is not None:
             second = controller_class(part.fallback, draft.folder)
             looking.append(second(site, **covering(second, {}, steps)))
-            controller = Fallback(*looking)
+            controller = Fallback(controller, looking[1], check=partial(check, site=site))
     except (Exception, SystemExit) as error:  # whatever a third party's constructor raises
         given = dict(getattr(part, key))
         name = blamed(str(error), given) if key == "options" else None
@@ -253,6 +336,21 @@ def _seat(draft: Draft, scenario: Scenario, site: Site, i: int) -> Seat:
             advice += f", or ask it more often than each {steps} steps" if asked == steps > 1 else ""
             raise _refused(draft, ("forecast", "intervals"), covered, advice)
     return Seat(part.name, controller, steps, part.valid_for or 2 * steps * scenario.every)
+
+
+def _spoiled(
+    controller: Controller, scenario: Scenario, part: ControllerPart, faults: Sequence[Fault]
+) -> Controller:
+    """A controller with the faults that it has; itself if it has none."""
+    own = [fault for fault in faults if fault.controller == part.name]
+    silent = {n for n, f in enumerate(scenario.faults) if f.what == "line-out" and f.controllers == "silent"}
+    own += [fault for fault in faults if fault.number in silent]
+    if not own:
+        return controller
+    within = part.deadline or scenario.every
+    speeds = {Mode.FAST: None, Mode.LIVE: 1.0, Mode.SCALED: scenario.clock.factor}
+    speed = speeds[scenario.clock.mode]
+    return FaultyController(controller, own, scenario.seed, within.total_seconds(), speed)
 
 
 def _require_periods(draft: Draft, scenario: Scenario, seats: Sequence[Seat]) -> None:

@@ -13,13 +13,19 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from bridges.bus import shown
 from scenarios.conversations import Speaker, conversation_problems
+from scenarios.external import misplaced as misplaced_outside
+from scenarios.faults import misplaced as misplaced_faults
+from scenarios.faults import misplaced_in
 from scenarios.grids import GridError, bus_of, load_grid
 from scenarios.load import Draft, Keys
 from scenarios.microgrids import misplaced_devices, named_twice, not_prices, out_of_sight
 from scenarios.options import misplaced, mistakes
 from scenarios.plugins import NoSuchController, controller_class
 from scenarios.schema import Duration, GridPart, Scenario, spell
+from scenarios.secrecy import HIDDEN, secrets_in, without_secrets
+from simulators.clock import Mode
 
 _SILENT = object()
 """Marks a value that is not there."""
@@ -75,6 +81,8 @@ def validate(draft: Draft) -> Scenario:
         for keys, line in draft.repeated
     ]
     found += _references(draft)
+    hidden = [problem_at(draft, keys, HIDDEN, advice) for keys, advice in secrets_in(draft.raw)]
+    found = [*(p for p in found if p.path not in {h.path for h in hidden}), *hidden]
     if found or scenario is None:
         unique = list(dict.fromkeys(found))
         raise ScenarioInvalid(draft.origin, sorted(unique, key=lambda p: (p.line is None, p.line or 0)))
@@ -83,7 +91,22 @@ def validate(draft: Draft) -> Scenario:
 
 def notices(draft: Draft, scenario: Scenario) -> list[Problem]:
     """What is allowed in a scenario and may yet not be what was meant."""
-    return [problem_at(draft, *found) for found in out_of_sight(scenario)]
+    return [problem_at(draft, *found) for found in (*out_of_sight(scenario), *_out_of_time(scenario))]
+
+
+def _out_of_time(scenario: Scenario) -> Iterator[tuple[Keys, Any, str]]:
+    """What is said of the clock, and the clock does not heed."""
+    clock = scenario.clock
+    if clock.factor != 1.0 and clock.mode is not Mode.SCALED:
+        yield ("clock", "factor"), clock.factor, f"counts with mode: scaled, and the mode is {clock.mode}"
+    if clock.mode is Mode.FAST:
+        return
+    period = scenario.every / (clock.factor if clock.mode is Mode.SCALED else 1.0)
+    for i, part in enumerate(scenario.controllers):
+        if part.deadline is not None and part.deadline >= period:
+            advice = f"leaves nothing of a step, which takes {spell(period)} of the wall clock: a decision "
+            advice += "that is so late delays the steps after it; make it shorter"
+            yield ("controllers", i, "deadline"), part.deadline, advice
 
 
 def _named(raw: Any, keys: Keys) -> Keys:
@@ -108,7 +131,7 @@ def _show(value: Any) -> str:
         return spell(value)
     if isinstance(value, dict):
         value = {key: spell(v) if isinstance(v, timedelta) else v for key, v in value.items()}
-    text = repr(value)
+    text = repr(without_secrets(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -117,6 +140,8 @@ def problem_at(draft: Draft, keys: Keys, value: Any, advice: str) -> Problem:
     named = _named(draft.raw, keys)
     lines = (draft.lines.get(path[:n]) for n in (len(keys), len(keys) - 1) for path in (named, keys))
     line = next((line for line in lines if line is not None), None)
+    if keys and keys[-1] == "url" and isinstance(value, str):
+        value = shown(value)
     return Problem(".".join(map(str, named)) or "(the whole file)", _show(value), advice, line)
 
 
@@ -134,10 +159,14 @@ def _from_pydantic(draft: Draft, detail: ErrorDetails) -> Problem:
         case "union_tag_invalid" | "union_tag_not_found":
             context = detail.get("ctx", {})
             kind = str(context.get("discriminator", "'kind'")).strip("'")
-            expected = str(context.get("expected_tags", ""))
+            tagged = [tag for model in _at(Scenario, tags) for tag in _tags(model)]
+            expected = str(context.get("expected_tags", "")) or ", ".join(map(repr, tagged))
             given = value.get(kind, _SILENT) if isinstance(value, dict) else value
             keys, value = (*keys, kind), given
             near = get_close_matches(str(given), [tag.strip(" '") for tag in expected.split(",")], n=1)
+            if given == "external":
+                advice = "needs via, the way to the real device, and twin, the kind that it is, e.g. battery"
+                return problem_at(draft, keys, value, advice)
             advice = "is no kind that is known here" if given is not _SILENT else "is required"
             advice += f"; did you mean {near[0]!r}?" if near else (f"; choose {expected}" if expected else "")
         case "value_error":
@@ -198,36 +227,43 @@ def _keys(raw: Any, loc: tuple[int | str, ...]) -> tuple[Keys, tuple[int | str, 
 
 def _fields(annotation: Any, loc: tuple[int | str, ...]) -> list[str]:
     """Names of the keys that may stand at a pydantic location."""
+    found = (model.model_fields.items() for model in _at(annotation, loc))
+    return [field.alias or name for fields in found for name, field in fields]
+
+
+def _at(annotation: Any, loc: tuple[int | str, ...]) -> list[type[BaseModel]]:
+    """The parts of a scenario that may stand at a pydantic location."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _fields(get_args(annotation)[0], loc)
+        return _at(get_args(annotation)[0], loc)
     if origin in (Union, UnionType):
         members = [m for m in get_args(annotation) if m is not type(None)]
-        tagged = [m for m in members if loc and _tag(m) == loc[0]]
+        tagged = [m for m in members if loc and loc[0] in _tags(m)]
         if tagged:
-            return _fields(tagged[0], loc[1:])
-        return [name for m in members for name in _fields(m, loc)]
+            return _at(tagged[0], loc[1:])
+        return [model for m in members for model in _at(m, loc)]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if not loc:
-            return list(annotation.model_fields)
+            return [annotation]
         field = annotation.model_fields.get(str(loc[0]))
         if field is None:
             return []
         whole: Any = (
             Annotated[field.annotation, field.discriminator] if field.discriminator else field.annotation
         )
-        return _fields(whole, loc[1:])
+        return _at(whole, loc[1:])
     if origin in (list, tuple, dict) and loc:
-        return _fields(get_args(annotation)[-1], loc[1:])
+        return _at(get_args(annotation)[-1], loc[1:])
     return []
 
 
-def _tag(model: Any) -> str | None:
+def _tags(model: Any) -> tuple[Any, ...]:
+    """The kinds for which a part of a union stands."""
     for key in ("kind", "what"):
         field = getattr(model, "model_fields", {}).get(key)
         if field is not None and get_origin(field.annotation) is Literal:
-            return str(get_args(field.annotation)[0])
-    return None
+            return get_args(field.annotation)
+    return ()
 
 
 def _items(raw: Any, section: str) -> list[tuple[Keys, dict[str, Any]]]:
@@ -252,6 +288,8 @@ def _references(draft: Draft) -> Iterator[Problem]:
                 yield Problem(f"{section}.{keys[1]}.name", p.value, p.advice, p.line)
             seen.add(name)
     yield from (problem_at(draft, *wrong) for wrong in (*named_twice(raw), *not_prices(raw)))
+    yield from (problem_at(draft, *wrong) for wrong in misplaced_outside(raw))
+    yield from (problem_at(draft, *wrong) for wrong in misplaced_faults(raw))
     yield from _profile_references(draft)
     yield from _bus_references(draft)
     yield from _controllers(draft)
@@ -302,6 +340,7 @@ def _bus_references(draft: Draft) -> Iterator[Problem]:
             except GridError as error:
                 yield problem_at(draft, (*keys, "bus"), bus, str(error))
     yield from (problem_at(draft, *wrong) for wrong in misplaced_devices(draft.raw, net))
+    yield from (problem_at(draft, *wrong) for wrong in misplaced_in(draft.raw, net))
     yield from _taps(draft, list(net.trafo.index))
 
 

@@ -1,4 +1,5 @@
-"""Command line: `gridpace run`, `check`, `envelopes`, `compare`, `csip`, `schema`, `report`, `list`.
+"""Command line: `gridpace run`, `check`, `envelopes`, `compare`, `csip`, `certs`, `device`,
+`sunspec-emulator`, `operate`, `schema`, `report`, `replay`, `list`.
 
 Exit status: 0 all expectations held, 1 one did not, 2 bad input, 3 the run broke, 130 stopped early.
 """
@@ -7,15 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scenarios.arguments import File, Json, Sets, fail, loaded
+from scenarios.field_commands import certs, device, operate, sunspec_emulator
+
 if TYPE_CHECKING:
     from datetime import datetime
-
-    from scenarios.load import Draft
-    from scenarios.schema import Scenario
 
 # Each command imports what it needs: the help and a check of a file need no optimiser.
 
@@ -28,15 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-File = Annotated[
-    str, typer.Argument(metavar="SCENARIO", help="A scenario file, or the name of a packaged one.")
-]
-Sets = Annotated[
-    list[str],
-    typer.Option("--set", metavar="A.B.C=VALUE", help="Change a value of the scenario; may be repeated."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 Methods = Annotated[
     list[str],
@@ -52,36 +44,33 @@ def main() -> None:
     app()
 
 
-def _fail(status: int, message: str) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(status)
-
-
 def _instant(text: str) -> datetime:
     from datetime import UTC, datetime
 
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        _fail(2, f"--at {text}: is no date and time; write it as 2026-06-21T12:00:00Z")
+        fail(2, f"--at {text}: is no date and time; write it as 2026-06-21T12:00:00Z")
     return at if at.tzinfo else at.replace(tzinfo=UTC)
-
-
-def _load(file: str, changes: list[str]) -> tuple[Draft, Scenario]:
-    from scenarios.check import ScenarioInvalid, validate
-    from scenarios.load import ScenarioUnreadable, load
-
-    try:
-        draft = load(file, changes)
-        return draft, validate(draft)
-    except (ScenarioInvalid, ScenarioUnreadable) as error:
-        _fail(2, str(error))
 
 
 @app.command()
 def run(
-    file: File,
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="SCENARIO", help="A scenario file, or the name of a packaged one."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder in which the run's own folder is made.")] = Path("runs"),
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Of that folder and of the run's topics; the scenario's and the time if not given."
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Go on with the run in this folder, whose process was killed."),
+    ] = None,
     changes: Sets = [],  # noqa: B006
     clock: Annotated[
         str | None, typer.Option(help="fast, scaled or live; short for --set clock.mode=...")
@@ -90,29 +79,60 @@ def run(
         float,
         typer.Option(metavar="SECONDS", min=0, help="Pause between progress lines off a terminal."),
     ] = 10.0,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve Prometheus metrics there, e.g. 127.0.0.1:9464."),
+    ] = None,
+    metrics_anywhere: Annotated[
+        bool, typer.Option("--metrics-anywhere", help="Allow an address that others can reach.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a scenario and judge it."""
+    """Run a scenario and judge it, or go on with a run that was killed."""
     from bridges.broker import NoBroker
     from bridges.bus import BusUnreachable
     from scenarios.check import ScenarioInvalid
+    from scenarios.metrics import NoMetrics, address, served
     from scenarios.report import show, summary
+    from scenarios.resume import CannotResume, killed, resume_blocking
     from scenarios.run import CannotWrite, run_blocking
     from scenarios.supervisor import NoProcess
     from scenarios.watch import console, watch
 
-    draft, scenario = _load(file, [*changes, *([f"clock.mode={clock}"] if clock else [])])
+    changes = [*changes, *([f"clock.mode={clock}"] if clock else [])]
+    given = None
+    if resume is not None and name is not None:
+        fail(2, "--resume keeps the run's name and topics; leave --name out")
+    if file is not None:
+        draft, given = loaded(file, changes)
+    elif resume is None:
+        fail(2, "which SCENARIO? Give a file or a name (gridpace list), or --resume DIR")
+    elif changes:
+        fail(2, "--resume goes on with the scenario that was begun; leave --set and --clock out")
     try:
-        with watch(scenario, quiet=as_json, log_every_s=log_every) as observer:
-            result = run_blocking(draft, scenario, root=out, observer=observer)
-    except ScenarioInvalid as error:
-        _fail(2, str(error))
+        scenario = killed(resume, given).scenario if resume is not None else given
+        assert scenario is not None
+        where = address(metrics, anywhere=metrics_anywhere) if metrics is not None else None
+        with (
+            watch(scenario, quiet=as_json, log_every_s=log_every) as watcher,
+            served(
+                where, watcher, scenario.grid.limits.v_pu, broker=scenario.bus.kind != "memory"
+            ) as observer,
+        ):
+            if resume is not None:
+                result = resume_blocking(resume, observer=observer, given=given)
+            else:
+                result = run_blocking(draft, scenario, root=out, observer=observer, name=name)
+    except (ScenarioInvalid, CannotResume, NoMetrics) as error:
+        fail(2, str(error))
     except (BusUnreachable, NoBroker) as error:
-        _fail(2, f"scenario {scenario.name}: bus: {error}")
-    except (CannotWrite, NoProcess) as error:
-        _fail(2, str(error))
+        fail(2, f"{resume or file}: bus: {error}")
+    except CannotWrite as error:
+        fail(2 if resume is None else 3, str(error))
+    except NoProcess as error:
+        fail(2, str(error))
     except KeyboardInterrupt:  # while the scenario is built; afterwards it ends the run in good order
-        _fail(130, "interrupted before the first step; nothing was run")
+        fail(130, "interrupted before the first step; nothing was run")
     if as_json:
         typer.echo(json.dumps(summary(result.directory).as_dict(), indent=2))
     else:
@@ -148,14 +168,14 @@ def envelopes(
     from scenarios.picture import NoPicture
     from scenarios.watch import console
 
-    draft, scenario = _load(file, changes)
+    draft, scenario = loaded(file, changes)
     try:
         wanted = chosen(method)
         step = step_at(scenario, None if at is None else _instant(at))
         built = build(draft, scenario)
         seen = observe(built, step)
     except (NoSuchMethod, NotInTheRun, ScenarioInvalid) as error:
-        _fail(2, str(error))
+        fail(2, str(error))
     check = None if uncertified else check_options(draft, scenario)
     answers = [ask(built, cls, options_of(draft, scenario, cls), seen, check=check) for cls in wanted]
     if as_json:
@@ -171,7 +191,7 @@ def envelopes(
     try:
         envelope_picture.draw(answers, into, scenario=scenario.name, at=seen.time, capability=capability)
     except NoPicture as error:
-        _fail(2, str(error))
+        fail(2, str(error))
     if not as_json:
         typer.echo(f"picture: {into}")
 
@@ -198,15 +218,15 @@ def compare(
     from scenarios.envelopes import NoSuchMethod
     from scenarios.watch import console
 
-    draft, scenario = _load(file, changes)
+    draft, scenario = loaded(file, changes)
     try:
         runs = list(drafts(draft, scenario, method, certified=not uncertified, steps=steps))
     except NoSuchMethod as error:
-        _fail(2, str(error))
+        fail(2, str(error))
     try:
         found = run_all(runs, out, certified=not uncertified, say=lambda line: typer.echo(line, err=True))
     except KeyboardInterrupt:
-        _fail(130, f"interrupted; {out} keeps every finished step")
+        fail(130, f"interrupted; {out} keeps every finished step")
     if as_json:
         typer.echo(json.dumps({"scenario": scenario.name, "methods": plain(found)}, indent=2))
     else:
@@ -233,7 +253,7 @@ def check(file: File, changes: Sets = [], as_json: Json = False) -> None:  # noq
         build(draft, scenario)
         noticed = notices(draft, scenario)
     except ScenarioUnreadable as error:
-        _fail(2, str(error))
+        fail(2, str(error))
     except ScenarioInvalid as error:
         problems = error.problems
     if as_json:
@@ -268,6 +288,7 @@ def report(
     """Print what a run did."""
     import pyarrow as pa
 
+    from scenarios.events import BadEvents
     from scenarios.report import NotARun, show, summary
     from scenarios.watch import console
 
@@ -279,15 +300,72 @@ def report(
             try:
                 draw(directory, picture)
             except NoPicture as error:
-                _fail(2, str(error))
-    except NotARun as error:
-        _fail(2, str(error))
+                fail(2, str(error))
+    except (NotARun, BadEvents) as error:
+        fail(2, str(error))
     except (pa.ArrowException, OSError) as error:
-        _fail(2, f"{directory}: a table is damaged: {error}")
+        fail(2, f"{directory}: a table is damaged: {error}")
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:
         show(found, console())
+
+
+@app.command()
+def replay(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    other: Annotated[
+        str | None,
+        typer.Option("--with", metavar="SCENARIO", help="Ask the controllers of this one instead."),
+    ] = None,
+    changes: Sets = [],  # noqa: B006
+    every: Annotated[bool, typer.Option("--all", help="Print each difference, not only the first.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask a run's controllers offline what they were asked then. Exit status 1: an answer is another one,
+    2: none was compared."""
+    from copy import deepcopy
+    from dataclasses import asdict, replace
+
+    from scenarios.check import ScenarioInvalid
+    from scenarios.load import ScenarioUnreadable, apply, load
+    from scenarios.replay import Difference, NothingToReplay
+    from scenarios.replay import replay as ask_again
+    from scenarios.resume import CannotResume, recorded
+
+    def say(one: Difference) -> None:
+        if every and not as_json:
+            typer.echo(f"step {one.step}, {one.controller}: {one.what}")
+
+    try:
+        draft = None
+        if other is not None:
+            draft = load(other, changes)
+        elif changes:
+            draft = recorded(directory)[2]
+            draft = replace(draft, raw=deepcopy(draft.raw))
+            for change in changes:
+                apply(draft.raw, change)
+        found = ask_again(directory, draft, differs=say)
+    except (CannotResume, NothingToReplay, ScenarioInvalid, ScenarioUnreadable) as error:
+        fail(2, str(error))
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+    else:
+        for why, number in found.unasked.items():
+            typer.echo(f"{number} answers {why}; not compared")
+        if found.unrecorded:
+            typer.echo(
+                f"{found.unrecorded} steps have no record of what was asked; nothing is compared there"
+            )
+        if not found.asked:
+            typer.echo("no answer was compared", err=True)
+        elif found.first is None:
+            typer.echo(f"{found.asked} answers, all as they were")
+        else:
+            typer.echo(f"{found.different} of {found.asked} answers are others than they were; the first:")
+            typer.echo(f"step {found.first.step}, {found.first.controller}: {found.first.what}")
+    raise typer.Exit(2 if not found.asked else 0 if found.first is None else 1)
 
 
 @app.command()
@@ -327,13 +405,17 @@ def csip(
                 (out / name).write_bytes(document)
             written += 1
     except (NotARun, NoTables, NoControls, NoCsip, ValueError) as error:
-        _fail(2, str(error))
+        fail(2, str(error))
     except BrokenPipeError:
         raise  # whoever read what is printed has left: typer ends quietly
     except OSError as error:
-        _fail(2, f"{out}: cannot be written: {error.strerror or error}")
+        fail(2, f"{out}: cannot be written: {error.strerror or error}")
     if out is not None:
         typer.echo(f"{written} documents of {now:%Y-%m-%d %H:%M:%S} UTC in {out}")
+
+
+for command in (certs, sunspec_emulator, device, operate):
+    app.command()(command)
 
 
 @app.command("list")

@@ -30,7 +30,7 @@ from scenarios.check import ScenarioInvalid, validate
 from scenarios.corrections import ALTERNATIVES, Alternative, alternatives, wanted
 from scenarios.envelope_report import number
 from scenarios.envelopes import Method, chosen, shared_options
-from scenarios.figures import UNDECIDED, energies, rows, step_times
+from scenarios.figures import UNDECIDED, energies, rows, step_times, total
 from scenarios.interchange_report import Interchange, interchange, table
 from scenarios.load import Draft
 from scenarios.plugins import NoSuchController, controller_class
@@ -67,9 +67,11 @@ class Outcome:
     directory: str
     exit: str
     """how the run ended"""
-    injected_mwh: float
-    drawn_mwh: float
+    injected_mwh: float | None
+    drawn_mwh: float | None
     """taken from the grid, positive"""
+    missing: int
+    """values of a device in a step that nobody knows, and that these energies leave out"""
     curtailed_mwh: float | None
     """of what sun and wind offered; `None`: nothing of it can be curtailed"""
     bus_minutes: float
@@ -245,8 +247,9 @@ def outcome(
         certified=certified,
         directory=str(run_dir),
         exit=ended,
-        injected_mwh=sum(e.generated for e in energy),
-        drawn_mwh=sum(e.consumed for e in energy),
+        injected_mwh=total(e.generated for e in energy),
+        drawn_mwh=total(e.consumed for e in energy),
+        missing=sum(len(times) - e.known_steps for e in energy),
         curtailed_mwh=sum(curtailed) if curtailed else None,
         bus_minutes=buses * minutes,
         branch_minutes=branches * minutes,
@@ -290,8 +293,13 @@ def show(outcomes: Sequence[Outcome | Refused], title: str, console: Console) ->
     for o in outcomes:
         if isinstance(o, Refused):
             console.print(Text(f"{o.method}: {o.why}", style="red"))
-        elif o.unsolved_minutes:
+            continue
+        if o.unsolved_minutes:
             why = f"{o.method}: no solution of the power flow for {o.unsolved_minutes:.0f} min"
+            console.print(Text(why, style="red"))
+        missing = o.missing + (o.interchange.missing if o.interchange is not None else 0)
+        if missing:
+            why = f"{o.method}: {missing} values of devices and microgrids are missing; energies are without"
             console.print(Text(why, style="red"))
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from controllers.contract import Origin
+
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(gt=0, le=1)]
@@ -76,6 +78,28 @@ class Decided(_Part):
 
     def __str__(self) -> str:
         return f"decided for {percent(self.share)}"
+
+
+class OriginShare(_Part):
+    """How often some rungs of the ladder answered; exactly one limit."""
+
+    what: Literal["origin_share"]
+    origins: Annotated[tuple[Origin, ...], Field(min_length=1)]
+    """which rules count: optimal, certified, repaired, degraded, fallback, held, default, skipped"""
+    at_least: Share | None = None
+    """least share of the due decisions"""
+    at_most: Annotated[Number, Field(ge=0, lt=1)] | None = None
+    """greatest share of the due decisions"""
+
+    @model_validator(mode="after")
+    def _one(self) -> OriginShare:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("needs exactly one of at_least and at_most")
+        return self
+
+    def __str__(self) -> str:
+        limit, share = ("at least", self.at_least) if self.at_most is None else ("at most", self.at_most)
+        return f"origin_share of {', '.join(self.origins)} {limit} {percent(share or 0.0)}"
 
 
 class DurationBelow(_Part):
@@ -156,15 +180,30 @@ class UnservedBelow(_Part):
         return f"unserved_mwh below {self.below:g}"
 
 
+class DivergenceBelow(_Part):
+    """Real devices are close to the twins beside them."""
+
+    what: Literal["divergence_mw"]
+    below: NotNegative
+    """greatest distance of active power [MW]"""
+    share: Share = 1.0
+    """least share of the measurements that are compared"""
+
+    def __str__(self) -> str:
+        return f"divergence_mw below {self.below:g} for {percent(self.share)}"
+
+
 AnyExpectation = (
     VoltageWithin
     | LoadingBelow
     | EnvelopeRespected
     | InterchangeRespected
     | Decided
+    | OriginShare
     | DurationBelow
     | CurtailedBelow
     | UnservedBelow
+    | DivergenceBelow
 )
 Expectation = Annotated[AnyExpectation, Field(discriminator="what")]
 """One entry of a scenario's `expect`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import chain, groupby
@@ -269,11 +269,14 @@ def device_steps(run_dir: Path) -> Iterator[tuple[datetime, dict[str, dict[str, 
 
 @dataclass
 class Energy:
-    """What one device injected and took over a run [MWh]."""
+    """What one device injected and took over a run [MWh], in the steps in which that is known."""
 
-    generated: float = 0.0
-    consumed: float = 0.0
+    generated: float | None = None
+    """`None`: it is known of no step"""
+    consumed: float | None = None
     """taken from the grid, positive"""
+    known_steps: int = 0
+    """steps for which they are known: not those in which a real device was silent"""
     curtailed: float | None = None
     """`None`: nothing of it can be curtailed"""
     curtailed_steps: int = 0
@@ -282,15 +285,22 @@ class Energy:
     """whether it is a device and not a load or fixed generator"""
 
 
+def total(values: Iterable[float | None]) -> float | None:
+    """The sum of what is known; `None`: nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
 def energies(run_dir: Path, every: timedelta) -> dict[str, Energy]:
     """Energy by device, in the order of first appearance; steps without a value add nothing."""
     hours = every / timedelta(hours=1)
     found: dict[str, Energy] = {}
     for row in rows(run_dir, "devices", ["device", "p_mw", "curtailed_mw", "state"]):
         energy = found.setdefault(row["device"], Energy(controlled=row["state"] != UNCONTROLLED))
-        p_mw = row["p_mw"] or 0.0
-        energy.generated += max(p_mw, 0.0) * hours
-        energy.consumed += max(-p_mw, 0.0) * hours
+        if (p_mw := row["p_mw"]) is not None:
+            energy.generated = (energy.generated or 0.0) + max(p_mw, 0.0) * hours
+            energy.consumed = (energy.consumed or 0.0) + max(-p_mw, 0.0) * hours
+            energy.known_steps += 1
         if row["curtailed_mw"] is not None:
             energy.curtailed = (energy.curtailed or 0.0) + row["curtailed_mw"] * hours
             energy.curtailed_steps += 1

@@ -9,6 +9,7 @@ from datetime import datetime
 from scenarios.expectations import (
     AnyExpectation,
     Decided,
+    DivergenceBelow,
     EnvelopeRespected,
     InterchangeRespected,
     LoadingBelow,
@@ -16,7 +17,7 @@ from scenarios.expectations import (
     percent,
 )
 
-Shared = VoltageWithin | LoadingBelow | EnvelopeRespected | InterchangeRespected | Decided
+Shared = VoltageWithin | LoadingBelow | EnvelopeRespected | InterchangeRespected | Decided | DivergenceBelow
 """Expectations about a share of values."""
 
 ROUNDING = 1e-9

@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from math import sqrt
+from math import isnan, nan, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,13 @@ class Interchange:
 
     offered_mwh: float | None
     accepted_mwh: float | None
-    sold_mwh: float
-    bought_mwh: float
-    unserved_mwh: float
+    sold_mwh: float | None
+    bought_mwh: float | None
+    unserved_mwh: float | None
     cost: float | None
     """in the currency of the prices"""
+    missing: int
+    """exchanges of a microgrid in a step that nobody knows, and that the energies leave out"""
     reserve_up_mw: float | None
     """for more import"""
     reserve_down_mw: float | None
@@ -71,10 +73,11 @@ def interchange(
     return Interchange(
         offered_mwh=_sum([one.offered_mwh for one in found]),
         accepted_mwh=_sum([one.accepted_mwh for one in found]),
-        sold_mwh=sum(one.sold_mwh for one in found),
-        bought_mwh=sum(one.bought_mwh for one in found),
-        unserved_mwh=sum(one.unserved_mwh for one in found),
+        sold_mwh=_sum([one.sold_mwh for one in found]),
+        bought_mwh=_sum([one.bought_mwh for one in found]),
+        unserved_mwh=_sum([one.unserved_mwh for one in found]),
         cost=_sum([one.cost for one in found]),
+        missing=sum(one.steps - one.known_steps for one in found),
         reserve_up_mw=up,
         reserve_down_mw=down,
     )
@@ -100,7 +103,7 @@ def table(found: Mapping[str, Interchange | None]) -> Table:
 def reserve(
     run_dir: Path, draft: Draft, scenario: Scenario, agreement: Mapping[str, Any]
 ) -> tuple[float | None, float | None]:
-    """Mean reserve for more and for less import [MW]."""
+    """Mean reserve for more and for less import [MW], over the steps in which it is known."""
     if agreement.get("reserve_mw") is None:
         return None, None
     imported = imports(run_dir, draft, scenario)
@@ -111,10 +114,12 @@ def reserve(
     batteries = _batteries(run_dir, scenario, agreement)
     ups, downs = [], []
     for time, p_mw in imported.items():
-        up, down = batteries.get(time, (0.0, 0.0))
+        if (own := batteries.get(time, (0.0, 0.0))) is None:
+            continue
+        up, down = own
         ups.append(max(min(agreed_up, most - p_mw), 0.0) + up)
         downs.append(max(min(agreed_down, p_mw - least), 0.0) + down)
-    return sum(ups) / len(ups), sum(downs) / len(downs)
+    return (sum(ups) / len(ups), sum(downs) / len(downs)) if ups else (None, None)
 
 
 def imports(run_dir: Path, draft: Draft, scenario: Scenario) -> dict[datetime, float]:
@@ -132,14 +137,16 @@ def imports(run_dir: Path, draft: Draft, scenario: Scenario) -> dict[datetime, f
     there |= {part.name for part in scenario.devices if bus_of(net, part.bus) in slack_buses(net)}
     for row in rows(run_dir, "devices", ["time", "device", "p_mw"]):
         if row["device"] in there:
-            found[row["time"]] -= row["p_mw"] or 0.0
-    return {time: p_mw for time, p_mw in found.items() if seen[time] == len(branches)}
+            found[row["time"]] -= nan if row["p_mw"] is None else row["p_mw"]
+    whole = {time for time, number in seen.items() if number == len(branches)}
+    return {time: p_mw for time, p_mw in found.items() if time in whole and not isnan(p_mw)}
 
 
 def _batteries(
     run_dir: Path, scenario: Scenario, agreement: Mapping[str, Any]
-) -> dict[datetime, tuple[float, float]]:
-    """What the operator's batteries could give and take beside what they did, by time [MW]."""
+) -> dict[datetime, tuple[float, float] | None]:
+    """What the operator's batteries could give and take beside what they did, by time [MW]; `None` where
+    one of them is not known."""
     behind = {name for part in scenario.microgrids for name in part.devices}
     named = agreement.get("batteries")
     own = {
@@ -148,17 +155,20 @@ def _batteries(
         if isinstance(part, BatteryPart) and part.name not in behind and (named is None or part.name in named)
     }
     lasting = float(agreement.get("reserve_h") or scenario.every / timedelta(hours=1))
-    found: dict[datetime, tuple[float, float]] = {}
+    found: dict[datetime, tuple[float, float] | None] = {}
     for row in rows(run_dir, "devices", ["time", "device", "p_mw", "q_mvar", "e_mwh"]):
         part = own.get(row["device"])
-        if part is None or row["e_mwh"] is None or row["p_mw"] is None:
+        if part is None:
+            continue
+        before = found.get(row["time"], (0.0, 0.0))
+        if before is None or None in (row["p_mw"], row["q_mvar"], row["e_mwh"]):
+            found[row["time"]] = None
             continue
         p_mw, into, out = row["p_mw"], *part.efficiency
-        free = sqrt(max((part.s_mva or part.p_mw) ** 2 - (row["q_mvar"] or 0.0) ** 2, 0.0))
+        free = sqrt(max((part.s_mva or part.p_mw) ** 2 - row["q_mvar"] ** 2, 0.0))
         most = min(part.p_mw, free)
         up = min(most - p_mw, (row["e_mwh"] - part.e_min_mwh) * out / lasting)
         down = min(most + p_mw, (part.e_mwh - row["e_mwh"]) / (into * lasting))
-        before = found.get(row["time"], (0.0, 0.0))
         found[row["time"]] = before[0] + max(up, 0.0), before[1] + max(down, 0.0)
     return found
 

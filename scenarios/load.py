@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from scenarios.secrecy import without_secrets
+
 Keys = tuple[str | int, ...]
 
 
@@ -75,7 +77,8 @@ def load(which: str, changes: Sequence[str] = (), folder: Path | None = None) ->
     """
     draft = _read(which, folder or Path(), ())
     for change in changes:
-        _change(draft.raw, change)
+        apply(draft.raw, change)
+    _name_twins(draft.raw)
     if draft.raw.get("fleets"):
         _muster(draft.raw, draft.folder)
     return draft
@@ -125,6 +128,17 @@ def _read(which: str, folder: Path, seen: tuple[Path, ...]) -> Draft:
             _anchor(below.raw, below.folder)
         raw = _merge(below.raw, raw)
     return Draft(raw, path.parent, which, lines, tuple(repeated))
+
+
+def _name_twins(raw: dict[str, Any]) -> None:
+    """A device of the kind external is one of its twin's kind. Without a way or a twin it is left as it is,
+    for the check to name it."""
+    devices = raw.get("devices")
+    if not isinstance(devices, list):
+        return
+    for i, item in enumerate(devices):
+        if isinstance(item, dict) and item.get("kind") == "external" and {"twin", "via"} <= item.keys():
+            devices[i] = {key: value for key, value in item.items() if key != "twin"} | {"kind": item["twin"]}
 
 
 def _muster(raw: dict[str, Any], folder: Path) -> None:
@@ -220,15 +234,21 @@ def _named(items: list[Any]) -> bool:
     return all(isinstance(item, dict) and isinstance(item.get("name"), str) for item in items)
 
 
-def _change(raw: dict[str, Any], change: str) -> None:
+def apply(raw: dict[str, Any], change: str) -> None:
+    """Make a change `a.b.c=value` to a scenario as written; see `load`.
+
+    Raises:
+        ScenarioUnreadable: a change that fits nowhere.
+    """
     path, equals, text = change.partition("=")
     keys = path.split(".")
+    said = f"--set {without_secrets(change)}"
     if not equals or not all(keys):
-        raise ScenarioUnreadable(f"--set {change}: must read a.b.c=value")
+        raise ScenarioUnreadable(f"{said}: must read a.b.c=value")
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
-        raise ScenarioUnreadable(f"--set {change}: the value is no YAML; quote it") from None
+        raise ScenarioUnreadable(f"{said}: the value is no YAML; quote it") from None
     place: Any = raw
     for i, key in enumerate(keys):
         last = i == len(keys) - 1
@@ -236,7 +256,7 @@ def _change(raw: dict[str, Any], change: str) -> None:
             index = _position(place, key)
             if index is None:
                 names = [item.get("name") for item in place if isinstance(item, dict)]
-                raise ScenarioUnreadable(f"--set {change}: {key!r} is neither a position nor one of {names}")
+                raise ScenarioUnreadable(f"{said}: {key!r} is neither a position nor one of {names}")
             if last:
                 place[index] = value
             else:
@@ -250,7 +270,7 @@ def _change(raw: dict[str, Any], change: str) -> None:
             else:
                 place = place.setdefault(key, {})
         else:
-            raise ScenarioUnreadable(f"--set {change}: {'.'.join(keys[:i])} is a value and has no {key!r}")
+            raise ScenarioUnreadable(f"{said}: {'.'.join(keys[:i])} is a value and has no {key!r}")
 
 
 def _position(items: list[Any], key: str) -> int | None:

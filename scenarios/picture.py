@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scenarios.events import EVENTS, read_events
+from scenarios.fault_report import FaultSpan, spans
 from scenarios.figures import Envelope, InForce, device_steps, rows, step_times
 from scenarios.run_directory import Manifest, RunDirectory
 from scenarios.verdicts import VERDICTS
@@ -73,6 +75,7 @@ def draw(run_dir: Path, file: Path) -> None:
     axis = figure.add_subplot(grid[0, :])
     limits = manifest.scenario["grid"]["limits"]["v_pu"]
     _draw_voltages(axis, times, low, high, (float(limits[0]), float(limits[1])))
+    _draw_faults(axis, times, spans(read_events(run_dir / EVENTS)))
     _finish(axis, "voltages of all buses", "voltage [pu]")
     if chosen:
         first: Any = None
@@ -176,6 +179,18 @@ def _draw_voltages(axis: Any, times: Any, low: Array, high: Array, limits: tuple
     axis.plot(times, high, color=BLUE, lw=1)
     for i, limit in enumerate(limits):
         axis.axhline(limit, color=VERMILION, ls="--", lw=1.5, label=None if i else "limits")
+
+
+def _draw_faults(axis: Any, times: Any, faults: Sequence[FaultSpan]) -> None:
+    """A grey span where each was on, with its name where it begins."""
+    names: dict[datetime, list[str]] = {}
+    for i, one in enumerate(faults):
+        end = times[-1] if one.end is None else one.end
+        axis.axvspan(one.start, end, color=GREY, alpha=0.18, lw=0, label="fault" if i == 0 else None)
+        names.setdefault(one.start, []).append(one.name)
+    for start, several in names.items():
+        where = {"transform": axis.get_xaxis_transform(), "va": "top", "ha": "left", "clip_on": True}
+        axis.text(start, 0.98, "\n".join(several), fontsize=7, rotation=90, color=GREY, **where)
 
 
 def _draw_device(axis: Any, times: Any, trace: Traces) -> None:

@@ -98,6 +98,7 @@ async def serve(task: Task) -> None:
         client_id=f"gridpace-{task.run}-{task.process}-{secrets.token_hex(4)}",
         patient=True,
         will=will_of(task.run, task.process, task.token, task.life),
+        identity=task.process,
     )
     answering = Answering(bus, run=task.run, process=task.process, token=task.token, life=task.life)
     gc.collect()

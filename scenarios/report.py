@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from math import floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scenarios import certificates, microgrid_report
+from scenarios import certificates, fault_report, microgrid_report
 from scenarios.certificates import Checked
+from scenarios.envelope_report import number
+from scenarios.events import EVENTS, read_events
+from scenarios.fault_report import FaultSpan
 from scenarios.figures import (
     Reading,
     Readings,
@@ -26,9 +30,11 @@ from scenarios.figures import (
     regulator_moves,
     rows,
     step_times,
+    total,
 )
 from scenarios.microgrid_report import MicrogridFigures
-from scenarios.run_directory import EVENTS, Manifest, NotARun, RunDirectory, plain, read_events
+from scenarios.plain import plain
+from scenarios.run_directory import Manifest, NotARun, Resumption, RunDirectory
 from scenarios.verdicts import VERDICTS
 from simulators.clock import Mode
 from simulators.journal import NoTables, finished_steps
@@ -48,11 +54,16 @@ class DeviceEnergy:
 
     name: str
     kind: str
-    generated_mwh: float
-    consumed_mwh: float
+    generated_mwh: float | None
+    """`None`: it is known of no step: a real device that was never heard"""
+    consumed_mwh: float | None
     """taken from the grid, positive"""
     curtailed_mwh: float | None
     """`None`: nothing of it can be curtailed"""
+    steps: int
+    """that the run has recorded"""
+    known_steps: int
+    """of them with a value; the energies are those of these alone"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +126,14 @@ class Summary:
     """by reason (e.g. a row of the network), how many regions it limited"""
     moves: dict[str, int]
     """by regulator, how many positions it moved"""
+    default: str | None
+    """what was found of the devices' defaults, the last rung of the ladder; `None`: nothing is known"""
+    resumed: tuple[Resumption, ...]
+    """when it went on after it had been killed"""
     verdicts: tuple[Judged, ...]
     sources: tuple[str, ...]
+    faults: tuple[FaultSpan, ...] = ()
+    """of the scenario, that were on"""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON: times as text, what is not known as null."""
@@ -156,31 +173,35 @@ def summary(run_dir: Path) -> Summary:
         exit_meaning=exit_meaning,
         started_at=manifest.started_at,
         finished_at=manifest.finished_at,
-        energy=tuple(_energy(run_dir, manifest, every)) if every else (),
+        energy=tuple(_energy(run_dir, manifest, every, len(times))) if every else (),
         microgrids=microgrid_report.microgrids(run_dir, every) if every else (),
         least_v_pu=volts.least,
         greatest_v_pu=volts.greatest,
         greatest_loading_percent=loadings.greatest,
         decisions=_count(run_dir, "steps", "origin") if steps else {},
         events=_by_number(Counter(event["what"] for event in events)),
-        reasons={e["what"]: str(e["why"]) for e in reversed(events) if e.get("why")},
+        reasons={e["what"]: str(e["why"]) for e in reversed(events) if e.get("why") and "fault" not in e},
         counts=dict(manifest.counts),
         durations=tuple(_spreads(run_dir, manifest.clock)) if steps else (),
         setpoints=_count(run_dir, "setpoints", "outcome") if steps else {},
         checked=checked,
         binding=binding,
         moves=regulator_moves(run_dir) if steps else {},
+        default=(manifest.default or {}).get("why"),
+        resumed=tuple(manifest.resumed),
         verdicts=tuple(_verdicts(run_dir)),
         sources=tuple(manifest.sources),
+        faults=fault_report.spans(events),
     )
 
 
-def _energy(run_dir: Path, manifest: Manifest, every: Any) -> Iterator[DeviceEnergy]:
+def _energy(run_dir: Path, manifest: Manifest, every: timedelta, steps: int) -> Iterator[DeviceEnergy]:
     devices = manifest.scenario.get("devices") or []
     kinds = {device.get("name"): str(device.get("kind", "")) for device in devices}
     for name, energy in energies(run_dir, every).items():
         kind = kinds.get(name, "") if energy.controlled else LOADS
-        yield DeviceEnergy(name, kind, energy.generated, energy.consumed, energy.curtailed)
+        powers = energy.generated, energy.consumed, energy.curtailed
+        yield DeviceEnergy(name, kind, *powers, steps, energy.known_steps)
 
 
 def _limits(manifest: Manifest) -> tuple[float, float] | None:
@@ -223,7 +244,8 @@ def _verdicts(run_dir: Path) -> Iterator[Judged]:
 def show(summary: Summary, console: Console) -> None:
     """Print a summary; readable in 100 columns and without colour."""
     console.print(_head(summary))
-    for heading, body in _sections(summary, ascii_only=console.options.ascii_only):
+    plain_text, columns = console.options.ascii_only, console.width
+    for heading, body in _sections(summary, ascii_only=plain_text, columns=columns):
         console.print()
         console.print(Text(heading, style="bold"))
         console.print(body)
@@ -239,13 +261,17 @@ def _head(summary: Summary) -> Table:
         every = f", every {summary.every_s:g} s" if summary.every_s else ""
         _row(head, "period", f"{_clock(summary.first)} to {_clock(summary.last)}{every}")
     _row(head, "steps", f"{summary.steps_done} of {summary.steps_planned}, clock {summary.clock}")
+    for i, one in enumerate(summary.resumed):
+        gap = one.step - one.after_step - 1
+        words = f"{_clock(one.at)}, epoch {one.epoch}: step {one.step} after step {one.after_step}"
+        _row(head, "" if i else "resumed", words + (f"; {gap} steps were never run" if gap else ""))
     if summary.finished_at:
         _row(head, "took", f"{(summary.finished_at - summary.started_at).total_seconds():.1f} s")
     _row(head, "exit", Text(summary.exit_meaning + status, style=style))
     return head
 
 
-def _sections(summary: Summary, *, ascii_only: bool) -> Iterator[tuple[str, Table]]:
+def _sections(summary: Summary, *, ascii_only: bool, columns: int) -> Iterator[tuple[str, Table]]:
     grid = _grid(4)
     if summary.least_v_pu and summary.greatest_v_pu:
         _row(grid, "least voltage", *_reading(summary.least_v_pu, "pu"))
@@ -267,14 +293,21 @@ def _sections(summary: Summary, *, ascii_only: bool) -> Iterator[tuple[str, Tabl
     ):
         if counts:
             _row(counted, what, ", ".join(f"{n} {name}" for name, n in counts.items()))
+    if (real := _real(summary.counts)) is not None:
+        _row(counted, "real devices", real)
     if summary.checked is not None:
         _row(counted, "AC certificate", certificates.sentence(summary.checked))
+    if summary.default is not None:
+        _row(counted, "defaults", summary.default)
     for i, line in enumerate(certificates.reasons(summary.binding)):
         _row(counted, "" if i else "limits", line)
     for what, why in summary.reasons.items():
         _row(counted, "", f"first {what}: {why}")
     if counted.rows:
         yield "Control", counted
+    if summary.faults and summary.first and summary.last:
+        axis = summary.first, summary.last
+        yield "Faults", fault_report.table(summary.faults, *axis, ascii_only=ascii_only, columns=columns)
     if summary.durations:
         yield "Durations", _durations_table(summary.durations)
     if summary.verdicts:
@@ -286,30 +319,64 @@ def _sections(summary: Summary, *, ascii_only: bool) -> Iterator[tuple[str, Tabl
         yield "Sources of the methods", cited
 
 
+def _real(counts: Mapping[str, float]) -> str | None:
+    """How real devices were heard, and what was not told; `None`: there is nothing to say."""
+    words = {
+        "measured": "measurements counted",
+        "silent": "steps of silent devices",
+        "dry-run": "instructions of a dry run not told",
+        "held-back": "not told because an operator held the device",
+        "apart": "measurements too far from the twin",
+    }
+    found = [f"{counts[name]:g} {said}" for name, said in words.items() if counts.get(name)]
+    return ", ".join(found) or None
+
+
 def _energy_table(energy: Sequence[DeviceEnergy]) -> Table:
     table = _table("device", "kind")
     for column in ("generated", "consumed", "curtailed"):
-        table.add_column(f"{column} MWh", justify="right")
+        table.add_column(f"{column}\nMWh", justify="right")
+    if gaps := any(device.known_steps < device.steps for device in energy):
+        table.add_column("known\nsteps", justify="right", no_wrap=True)
     few = sum(device.kind != LOADS for device in energy) <= SHOWN_DEVICES
     groups: dict[tuple[str, str], list[DeviceEnergy]] = {}
+    digits = _digits(energy)
     for device in energy:
         name = device.name if few and device.kind != LOADS else ""
         groups.setdefault((name, device.kind), []).append(device)
     for (name, kind), those in groups.items():
-        _row(table, name or f"{len(those)} together", kind, *_sums(those))
+        _row(
+            table,
+            name or f"{len(those)} together",
+            kind,
+            *_sums(those, digits),
+            *([_known(those)] if gaps else []),
+        )
     if len(groups) > 1:
         table.add_section()
-        _row(table, f"all {len(energy)}", "", *_sums(energy))
+        _row(table, f"all {len(energy)}", "", *_sums(energy, digits), *([_known(energy)] if gaps else []))
     return table
 
 
-def _sums(energy: Sequence[DeviceEnergy]) -> list[str]:
-    curtailed = [e.curtailed_mwh for e in energy if e.curtailed_mwh is not None]
-    return [
-        f"{sum(e.generated_mwh for e in energy):.3f}",
-        f"{sum(e.consumed_mwh for e in energy):.3f}",
-        f"{sum(curtailed):.3f}" if curtailed else "-",
-    ]
+def _digits(energy: Sequence[DeviceEnergy]) -> int:
+    """Of energies: three, or more where a short run has moved little."""
+    greatest = max((x for e in energy for x in (e.generated_mwh, e.consumed_mwh) if x), default=1.0)
+    return 3 + max(0, floor(-log10(greatest)))
+
+
+def _sums(energy: Sequence[DeviceEnergy], digits: int) -> list[str]:
+    columns = (
+        [e.generated_mwh for e in energy],
+        [e.consumed_mwh for e in energy],
+        [e.curtailed_mwh for e in energy],
+    )
+    return [number(total(column), digits) for column in columns]
+
+
+def _known(energy: Sequence[DeviceEnergy]) -> str:
+    """Of how many steps, of all these devices together, the energies are known."""
+    known, steps = sum(e.known_steps for e in energy), sum(e.steps for e in energy)
+    return "all" if known == steps else f"{known} of {steps}"
 
 
 def _durations_table(spreads: Sequence[Spread]) -> Table:

@@ -2,7 +2,7 @@
 
 runs/<name>-<UTC>/
     manifest.json    what was run, with what, where, and how it ended
-    events.jsonl     faults, alarms, changes of state: one JSON object a line
+    events.jsonl     see `scenarios.events`
     journal.arrows, parts/, <table>.parquet      see `simulators.journal`
     verdicts.json, junit.xml                     see `scenarios.verdicts`
 """
@@ -16,19 +16,22 @@ import os
 import platform
 import re
 import subprocess
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from math import isfinite
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from simulators.journal import replacing
+from scenarios.plain import canonical, write_json
+from scenarios.secrecy import without_secrets
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
 
 MANIFEST = "manifest.json"
-EVENTS = "events.jsonl"
 
 PACKAGES = (
     *("gridpace", "mosaik", "pandapower", "power-grid-model", "numpy", "scipy", "cvxpy", "clarabel"),
@@ -36,14 +39,13 @@ PACKAGES = (
 )
 """Packages whose versions a manifest gives."""
 
-_PASSWORD_IN_URL = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^/?#\s:]*:)\S+(?=@)", re.I)
-_SECRET_IN_QUERY = re.compile(r"(?P<before>[?&](?:password|passwd|token|secret|key)=)[^&#\s]+", re.I)
-_SECRET_NAME = re.compile(r"(password|passwd|secret|token)$", re.I)
-_HIDDEN = "***"
-
 
 class NotARun(Exception):
     """The folder is not that of a run."""
+
+
+class StillRunning(Exception):
+    """The run's process is alive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,28 @@ class Exit:
     status: int
     """exit status of the command line"""
     meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Which code runs; see `Manifest`."""
+
+    versions: Mapping[str, str | None]
+    commit: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumption:
+    """When a run that was killed went on."""
+
+    at: datetime
+    """wall clock"""
+    after_step: int
+    """last step that was recorded before; -1: none"""
+    step: int
+    """first one that was recorded after"""
+    epoch: int
+    """from now on"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +101,15 @@ class Manifest:
     host: Mapping[str, Any]
     sources: Sequence[str] = ()
     """the methods that were used, as citations"""
+    folder: str | None = None
+    """where the scenario's relative files are looked for; `None`: not known"""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of the files that the scenario names, by name"""
+    default: Mapping[str, Any] | None = None
+    """what was found of the devices' defaults; see `scenarios.safe_default`"""
+    epoch: int = 1
+    """how often the run was begun, this time included"""
+    resumed: Sequence[Resumption] = ()
     finished_at: datetime | None = None
     steps_done: int | None = None
     counts: Mapping[str, float] = field(default_factory=dict)
@@ -115,6 +148,26 @@ class RunDirectory:
                 return cls(path)
 
     @classmethod
+    def named(cls, root: Path, name: str) -> RunDirectory:
+        """Make the folder of a run whose name was chosen, so that devices know its topics beforehand.
+
+        An empty folder is taken over: a kill before the first step leaves one, and nothing else.
+
+        Raises:
+            ValueError: a name that is none of a run's; the message says what is.
+            FileExistsError: there was such a run; none is overwritten.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
+            raise ValueError(f"{name[:80]!r}: a run's name is 1 to 64 of the characters A-Z a-z 0-9 _ . -")
+        path = root / name
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not path.is_dir() or any(path.iterdir()):
+                raise
+        return cls(path)
+
+    @classmethod
     def open(cls, path: Path) -> RunDirectory:
         """The folder of a run that exists.
 
@@ -134,7 +187,14 @@ class RunDirectory:
         raise NotARun(f"{path} has no {MANIFEST}, so it is no run; {advice}")
 
     def begin(
-        self, *, scenario: Mapping[str, Any], sources: Sequence[str] = (), now: datetime | None = None
+        self,
+        *,
+        scenario: Mapping[str, Any],
+        sources: Sequence[str] = (),
+        folder: Path | None = None,
+        inputs: Mapping[str, str] | None = None,
+        default: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
     ) -> None:
         """Write the manifest of a run that begins (`now`, by default the wall clock's).
 
@@ -142,8 +202,10 @@ class RunDirectory:
             scenario: resolved, as plain JSON, with `name`, `seed`, `steps` and `clock.mode`; its secrets
                 are hidden before it is hashed and written.
             sources: citations of the methods that the run uses.
+            folder, inputs, default: where the scenario's files are, what was in them, and what was found of
+                the devices' defaults; see `Manifest`.
         """
-        shown = without_secrets(scenario)
+        shown, here = without_secrets(scenario), self.here()
         self._write(
             Manifest(
                 name=shown["name"],
@@ -154,8 +216,11 @@ class RunDirectory:
                 steps=shown["steps"],
                 started_at=now or datetime.now(UTC),
                 sources=tuple(sources),
-                versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-                commit=_commit(),
+                folder=None if folder is None else str(folder.absolute()),
+                inputs=dict(inputs or {}),
+                default=default,
+                versions=here.versions,
+                commit=here.commit,
                 host={
                     "platform": platform.platform(),
                     "machine": platform.machine(),
@@ -163,6 +228,43 @@ class RunDirectory:
                 },
             )
         )
+
+    @staticmethod
+    def here() -> Code:
+        """What would run now."""
+        versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+        return Code(versions, _commit())
+
+    def again(self, *, after_step: int, step: int, now: datetime | None = None) -> None:
+        """Note that the run goes on with the next epoch, after it was killed.
+
+        Raises:
+            NotARun: the run was never begun.
+        """
+        manifest = self.manifest()
+        epoch = manifest.epoch + 1
+        when = Resumption(at=now or datetime.now(UTC), after_step=after_step, step=step, epoch=epoch)
+        self._write(replace(manifest, epoch=epoch, resumed=(*manifest.resumed, when)))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have the folder to oneself, as long as the process lives; a kill gives it back.
+
+        Raises:
+            StillRunning: another process has it.
+        """
+        if fcntl is None:  # pragma: no cover - where there are no such locks
+            yield
+            return
+        file = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise StillRunning(f"{self.path} is being run by another process; wait, or end it") from None
+            yield
+        finally:
+            os.close(file)
 
     def end(
         self,
@@ -198,6 +300,10 @@ class RunDirectory:
         try:
             data = json.loads(file.read_text("utf-8"))
             ended = data.pop("exit")
+            data["resumed"] = tuple(
+                Resumption(**{**one, "at": datetime.fromisoformat(one["at"])})
+                for one in data.get("resumed", ())
+            )
             times: dict[str, Any] = {name: _time(data.pop(name)) for name in ("started_at", "finished_at")}
             return Manifest(**data, **times, exit=Exit(**ended) if ended else None)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -205,95 +311,6 @@ class RunDirectory:
 
     def _write(self, manifest: Manifest) -> None:
         write_json(self.path / MANIFEST, asdict(manifest))
-
-
-class Events:
-    """Faults, alarms and changes of state, each a line that is on disk when `record` returns."""
-
-    def __init__(self, path: Path) -> None:
-        self.counts: Counter[str] = Counter()
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-
-    def record(self, time: datetime, what: str, *, step: int | None = None, **details: Any) -> None:
-        """Append `{"time", "step", "what", ...details}` and count it under `what`.
-
-        A detail that is no number (NaN, infinite) becomes null; what JSON does not know becomes text.
-        """
-        event = {"time": time, "step": step, "what": what, **without_secrets(details)}
-        line = json.dumps(plain(event), ensure_ascii=False)
-        os.write(self._file, line.encode() + b"\n")
-        self.counts[what] += 1
-
-    def close(self) -> None:
-        """Close the file; what was recorded is on disk already."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def __enter__(self) -> Events:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a file; none if there is no file. A last line that a kill has torn is left out."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)
-
-
-def without_secrets(value: Any) -> Any:
-    """`value` with every password hidden: in URLs, and under names like `password` or `token`."""
-    if isinstance(value, Mapping):
-        return {
-            name: _HIDDEN
-            if isinstance(inner, str) and inner and _SECRET_NAME.search(str(name))
-            else without_secrets(inner)
-            for name, inner in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [without_secrets(inner) for inner in value]
-    if isinstance(value, str):
-        shown = _PASSWORD_IN_URL.sub(rf"\g<before>{_HIDDEN}", value)
-        return _SECRET_IN_QUERY.sub(rf"\g<before>{_HIDDEN}", shown)
-    return value
-
-
-def canonical(value: Any) -> str:
-    """`value` as the one JSON text that equal values share."""
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file for people to read, whole or not at all."""
-    with replacing(path) as file:
-        file.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON knows it: times as text in UTC, numpy's numbers as Python's, NaN as null."""
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, float):
-        return float(value) if isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(inner) for inner in value]
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    if hasattr(value, "tolist"):  # numpy's numbers and arrays
-        return plain(value.tolist())
-    return str(value)
 
 
 def _time(text: str | None) -> datetime | None:

@@ -32,7 +32,12 @@ from pydantic import (
     model_validator,
 )
 
+from scenarios.faults import AnyFault
+from scenarios.lengths import Duration as Duration
+from scenarios.lengths import duration as duration
+from scenarios.lengths import spell as spell
 from scenarios.verdicts import Expectation
+from scenarios.via import Via
 from simulators.clock import Mode, Overrun
 from simulators.daily import DailyProfile
 from simulators.demand import LoadProfile
@@ -42,47 +47,20 @@ from simulators.processes import Profile
 from simulators.sun import PvProfile
 from simulators.wind import WindProfile
 
-_UNIT_S = {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _STEPS = re.compile(r"\d+ steps?")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|sec|s|min|m|h|d)")
 
 
-def duration(value: Any) -> timedelta:
-    """A length of time such as `5min`, `1h30min`, `100ms`.
-
-    Raises:
-        ValueError: anything else, or zero.
-    """
-    if isinstance(value, timedelta):
-        return value
-    text = str(value).strip()
-    parts = _DURATION.findall(text)
-    if isinstance(value, bool | int | float) or not parts or _DURATION.sub("", text).strip():
-        raise ValueError("is no length of time; write a number and a unit, such as 5min, 30s, 1h or 100ms")
-    try:
-        length = timedelta(seconds=sum(float(number) * _UNIT_S[unit] for number, unit in parts))
-    except OverflowError:
-        raise ValueError("is longer than any run") from None
-    if not length:
-        raise ValueError("must be longer than zero")
-    return length
+def _patience(value: Any) -> Any:
+    return value if isinstance(value, str) and _STEPS.fullmatch(value) else duration(value)
 
 
-def spell(value: timedelta) -> str:
-    """The shortest text that `duration` reads back."""
-    seconds = value.total_seconds()
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds % size == 0:
-            return f"{int(seconds // size)}{unit}"
-    return f"{value / timedelta(milliseconds=1):.3f}".rstrip("0").rstrip(".") + "ms"
-
-
-Duration = Annotated[
-    timedelta,
-    BeforeValidator(duration),
-    PlainSerializer(spell),
-    WithJsonSchema({"type": "string", "pattern": _DURATION.pattern, "examples": ["5min", "1s", "100ms"]}),
+Patience = Annotated[
+    str | timedelta,
+    BeforeValidator(_patience),
+    PlainSerializer(lambda value: value if isinstance(value, str) else spell(value)),
+    WithJsonSchema({"type": "string", "examples": ["2 steps", "15min"]}),
 ]
+"""A number of steps, or a length of time."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -241,6 +219,27 @@ class DevicePart(Part):
     """entitlement in equitable methods; rated power if not given"""
     default: Box | None = None
     """limits without a valid instruction; still stand if not given"""
+    via: Via = None
+    """how a real device is reached that stands in its place: `mqtt`, `{mqtt: {gateway: NAME}}` or `{sunspec:
+    {host: ..., port: 502, unit: 1}}`; its twin is simulated if not given. `{kind: external, twin: battery,
+    via: ...}` is the same as `{kind: battery, via: ...}`"""
+    shadow: StrictBool = False
+    """whether its twin runs beside the real device, and how far they are apart is recorded"""
+    dry_run: StrictBool = False
+    """whether the real device is only listened to: everything is computed, and nothing is told to it"""
+    stale_after: Patience = "3 steps"
+    """how old its last measurement may be; then it counts as silent: a number of steps, or a length of
+    time"""
+
+    @model_validator(mode="after")
+    def _outside(self) -> DevicePart:
+        given = [key for key in ("shadow", "dry_run", "stale_after") if key in self.model_fields_set]
+        changed = [key for key in given if getattr(self, key) != DevicePart.model_fields[key].default]
+        if self.via is None and changed:
+            raise ValueError(
+                f"{', '.join(changed)}: is about a real device; say how it is reached (via: mqtt)"
+            )
+        return self
 
 
 class PvPart(DevicePart):
@@ -486,10 +485,6 @@ class FleetPart(Part):
         return self
 
 
-def _patience(value: Any) -> Any:
-    return value if isinstance(value, str) and _STEPS.fullmatch(value) else duration(value)
-
-
 class RollingPart(Part):
     """Envelopes for every interval of a horizon, announced ahead; see `controllers/envelopes/rolling.py`."""
 
@@ -500,12 +495,7 @@ class RollingPart(Part):
     """first intervals in which nobody gets less for another's sake"""
     notice: Annotated[StrictInt, Field(ge=0)] = 1
     """intervals before whose end nobody gets less at all"""
-    silent_after: Annotated[
-        str | timedelta,
-        BeforeValidator(_patience),
-        PlainSerializer(lambda value: value if isinstance(value, str) else spell(value)),
-        WithJsonSchema({"type": "string", "examples": ["2 steps", "15min"]}),
-    ] = "2 steps"
+    silent_after: Patience = "2 steps"
     """how long a device is not heard before it counts as silent: a number of steps, or a length of time"""
     repay: Annotated[NotNegative, Strict()] = 0.0
     """how much weight those get who had less than others on this UTC day; 1: in proportion"""
@@ -566,21 +556,16 @@ class ControllerPart(Part):
     name of a process, which all controllers share that name it. It talks over the bus, so not `kind: memory`
     """
     deadline: Duration | None = None
-    """how long the run waits for a decision from another process, by the wall clock, counted from when it
-    begins to ask the controllers of the step, who share that time; then it goes on without one. Three
-    quarters of a step if not given. With the clock `fast` each decision is waited for anew, 30 s if not
-    given"""
+    """how long the run waits for a decision, by the wall clock; then it goes on without one, or asks the
+    fallback. Of a controller in another process it is counted from when the run begins to ask the controllers
+    of the step, who share that time: three quarters of a step if not given; with the clock `fast` each
+    decision is waited for anew, 30 s if not given. One in the run's own process is waited for without end if
+    not given"""
 
     @property
     def process_name(self) -> str:
         """The process that it is in, where that is not the run's."""
         return self.name if self.process == OWN else self.process
-
-    @model_validator(mode="after")
-    def _check(self) -> ControllerPart:
-        if self.deadline is not None and self.process == HERE:
-            raise ValueError("deadline: nobody waits for a controller in the run's process; say process: own")
-        return self
 
 
 class MemoryBusPart(Part):
@@ -606,15 +591,26 @@ def _with_port(url: str) -> str:
 
 class MqttBusPart(Part):
     kind: Literal["mqtt"]
-    url: Annotated[str, Field(pattern=r"^mqtts?://[^/@\s]+/?$"), AfterValidator(_with_port)]
+    url: Annotated[str, Field(pattern=r"^mqtts?://[^/?#@\s]+/?$"), AfterValidator(_with_port)]
     """mqtt://host:port or mqtts://host:port, without credentials"""
     protocol: Literal["5", "3.1.1"] = "5"
     ca_file: Path | None = None
     """authority of the broker's certificate, with mqtts"""
     cert_file: Path | None = None
     key_file: Path | None = None
-    """client certificate and key; user name and password come from the environment
+    """client certificate and key; `{client}` in their names stands for who connects: `controller` for the
+    run, its name for a process of controllers. User name and password come from the environment
     (GRIDPACE_MQTT_USERNAME, GRIDPACE_MQTT_PASSWORD)"""
+
+    @model_validator(mode="after")
+    def _check(self) -> MqttBusPart:
+        files = {"ca_file": self.ca_file, "cert_file": self.cert_file, "key_file": self.key_file}
+        given = [name for name, file in files.items() if file is not None]
+        if given and not self.url.startswith("mqtts://"):
+            raise ValueError(f"has {', '.join(given)}, but its url is not encrypted; write mqtts://host:8883")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("needs cert_file and key_file together: a certificate and the key that it is of")
+        return self
 
 
 AnyBus = Annotated[MemoryBusPart | EmbeddedBusPart | MqttBusPart, Field(discriminator="kind")]
@@ -625,6 +621,11 @@ class RecordPart(Part):
     """whether each step's forecast is recorded"""
     seal_every: Annotated[StrictInt, Field(ge=1)] = 1000
     """steps after which the journal is sealed into Parquet parts"""
+    bus: StrictBool | None = None
+    """whether the traffic on the bus, and what controllers were asked and answered, is recorded for
+    `gridpace replay`; if not given, yes with the clocks `live` and `scaled`"""
+    bus_mb: Annotated[StrictInt, Field(ge=1)] = 1000
+    """how many megabytes (compressed) of that are kept; then the oldest goes"""
 
 
 def _unreserved(name: str) -> str:
@@ -660,6 +661,8 @@ class Scenario(Part):
     controllers: list[ControllerPart] = []
     bus: AnyBus = EmbeddedBusPart(kind="embedded")
     record: RecordPart = RecordPart()
+    faults: list[AnyFault] = []
+    """what shall go wrong, and when, a list; see docs/faults.md"""
     expect: list[Expectation] = []
 
     @model_validator(mode="after")

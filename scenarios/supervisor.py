@@ -22,7 +22,7 @@ from typing import Any
 
 from bridges import conversation
 from bridges.asking import Asking
-from controllers.contract import Decision, Observation
+from controllers.contract import Decision, Late, Observation
 from scenarios.load import Draft
 from scenarios.outlet import connect
 from scenarios.remote import Task
@@ -36,6 +36,8 @@ START_S = 120.0
 STOP_S = 3.0
 """How long a process may take to leave before it is killed."""
 POLL_S = 0.02
+STUCK_AFTER = 3
+"""Asks in a row that a process does not answer in time, nor later, before it is killed."""
 FAST_DEADLINE_S = 30.0
 """Deadline of a decision where the clock sets none."""
 ASKED_SHARE = 0.75
@@ -66,22 +68,34 @@ class StandIn:
     """since `begun`; of each ask for itself where that is `None`"""
     asking: Asking
     loop: asyncio.AbstractEventLoop
+    late: Callable[[str], None] = lambda process: None
+    """told of each ask of a process that was not answered in time, in the event loop's thread"""
     begun: Callable[[], float] | None = None
     """when the run began to ask the controllers of this step [s], by the monotonic clock"""
+    away: Callable[[], bool] = lambda: False
+    """whether a fault of the scenario has taken the broker away"""
 
     def step(self, observation: Observation) -> Decision:
         """The decision of the controller that it stands in for.
 
         Raises:
-            Late, Lost: there is none; see `bridges.asking`.
+            Late, Lost: there is none; see `bridges.asking`. At once where no clock goes on while an answer is
+                waited for that cannot come.
             ControlError, Exception: what the controller has raised.
         """
+        if self.begun is None and self.away():
+            raise Late(f"process {self.process} cannot be asked: a fault has taken the broker away")
         message = conversation.ask(self.name, observation)
         left_s = self.deadline_s
         if self.begun is not None:
             left_s -= time.monotonic() - self.begun()
         asked = self.asking.ask(self.process, message, left_s)
-        reply = asyncio.run_coroutine_threadsafe(asked, self.loop).result()
+        try:
+            reply = asyncio.run_coroutine_threadsafe(asked, self.loop).result()
+        except Late:
+            if left_s > 0:
+                self.loop.call_soon_threadsafe(self.late, self.process)
+            raise
         return conversation.answered(reply, self.name)
 
 
@@ -92,14 +106,23 @@ class Supervisor:
         task: of a process and its controllers, for its first life.
         asking: the run's end of the conversation with them.
         say: takes lines for the user: what the processes print.
+        away: whether a fault of the scenario has taken the broker away.
     """
 
-    def __init__(self, tasks: Sequence[Task], asking: Asking, say: Callable[[str], None]) -> None:
-        self._tasks = {task.process: task for task in tasks}
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        asking: Asking,
+        say: Callable[[str], None],
+        away: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._tasks, self._away = {task.process: task for task in tasks}, away
         self._asking, self._say = asking, say
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._begun = False
+        self._silent: dict[str, tuple[int, int]] = {}
+        """by process: asks in a row without an answer, and how many it had given before"""
         self._asked_at = time.monotonic()
         self._event: Callable[..., None] = lambda what, **details: None
         self._counts: Counter[str] = Counter()
@@ -136,7 +159,10 @@ class Supervisor:
                 if part.deadline is not None:
                     deadline_s = part.deadline.total_seconds()
                 begun = None if period_s is None else lambda: self._asked_at
-                other = StandIn(seat.name, part.process_name, deadline_s, self._asking, loop, begun)
+                other = StandIn(
+                    *(seat.name, part.process_name, deadline_s, self._asking, loop, self._late, begun),
+                    away=self._away,
+                )
                 seat = replace(seat, controller=other)
             found.append(seat)
         return tuple(found)
@@ -202,6 +228,21 @@ class Supervisor:
             "process-lost", process=task.process, controllers=task.controllers, why=why, printed=printed
         )
 
+    def _late(self, process: str) -> None:
+        """An ask was not answered in time. A process that says nothing at all any more is ended, and so
+        started again: one that is only slow comes to answer what it was asked, and without a broker nobody
+        can."""
+        if self._away() or not self._asking.connected:
+            return
+        heard = self._asking.heard[process]
+        silent, since = self._silent.get(process, (0, heard))
+        silent = silent + 1 if since == heard and self._asking.there(process) else 1
+        self._silent[process] = silent, heard
+        if silent >= STUCK_AFTER:
+            del self._silent[process]
+            self._counts["process-killed"] += 1
+            self._children[process].kill()
+
     async def _launch(self, task: Task) -> tuple[subprocess.Popen[bytes], deque[str]]:
         """A process that is starting, and the last lines that it has printed."""
         try:
@@ -243,6 +284,7 @@ async def supervised(
     patient: bool,
     stop: asyncio.Event,
     say: Callable[[str], None],
+    away: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[Supervisor]:
     """The processes of a scenario, started, until the context is left; then they are ended.
 
@@ -253,6 +295,7 @@ async def supervised(
             process that is started again is waited for.
         stop: when set, it is no longer waited for processes that are starting.
         say: takes lines for the user.
+        away: see `Supervisor`.
 
     Raises:
         NoProcess: one cannot be started.
@@ -278,7 +321,7 @@ async def supervised(
     ]
     async with bus:
         listening = asyncio.create_task(asking.listen())
-        supervisor = Supervisor(tasks, asking, say)
+        supervisor = Supervisor(tasks, asking, say, away)
         try:
             await supervisor.start(stop)
             yield supervisor

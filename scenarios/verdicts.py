@@ -20,14 +20,18 @@ from scenarios.expectations import (
     AnyExpectation,
     CurtailedBelow,
     Decided,
+    DivergenceBelow,
     DurationBelow,
     EnvelopeRespected,
     Expectation,
     InterchangeRespected,
     LoadingBelow,
+    OriginShare,
     UnservedBelow,
     VoltageWithin,
+    percent,
 )
+from scenarios.field_verdicts import MeasuredField, divergence
 from scenarios.figures import (
     UNCONTROLLED,
     UNDECIDED,
@@ -54,7 +58,7 @@ from scenarios.findings import (
     unfounded,
 )
 from scenarios.microgrid_verdicts import interchange_respected, unserved
-from scenarios.run_directory import write_json
+from scenarios.plain import write_json
 from simulators.journal import replacing
 
 __all__ = ["JUNIT", "VERDICTS", "AnyExpectation", "Expectation", "Verdict", "Worst", "evaluate", "judge"]
@@ -88,6 +92,8 @@ def evaluate(run_dir: Path, expectation: AnyExpectation) -> Verdict:
             return _envelope_respected(run_dir, expectation)
         case Decided():
             return _decided(run_dir, expectation)
+        case OriginShare():
+            return _origin_share(run_dir, expectation)
         case DurationBelow():
             return _duration(run_dir, expectation)
         case CurtailedBelow():
@@ -96,6 +102,8 @@ def evaluate(run_dir: Path, expectation: AnyExpectation) -> Verdict:
             return interchange_respected(run_dir, expectation)
         case UnservedBelow():
             return unserved(run_dir, expectation)
+        case DivergenceBelow():
+            return divergence(run_dir, expectation)
         case _:
             assert_never(expectation)
 
@@ -134,18 +142,29 @@ def _within(run_dir: Path, expected: VoltageWithin | LoadingBelow) -> Verdict:
 
 
 def _envelope_respected(run_dir: Path, expected: EnvelopeRespected) -> Verdict:
-    envelopes = InForce(run_dir)
-    checked = held = missing = without = 0
+    envelopes, field = InForce(run_dir), MeasuredField(run_dir)
+    checked = held = missing = without = home = untold = 0
     gap = worst = spoken = None
     for time, devices in device_steps(run_dir):
-        in_force = envelopes.at(time)
+        in_force, real = envelopes.at(time), field.at(time)
         for name in sorted(devices.keys() | in_force.keys()):
             newest = in_force.get(name)
-            if not newest:
+            if not newest or field.early(name, real.get(name)):
                 without += name in devices and devices[name]["state"] != UNCONTROLLED
                 continue
+            away = field.away(name, devices[name]) if name in real else None
+            if name in field.listened_to:
+                untold += 1
+                continue
+            if away is not None and away <= expected.tolerance_mw:
+                home += 1
+                continue
             checked += 1
-            excesses = {c: e.excess(devices[name]) if name in devices else None for c, e in newest.items()}
+            excesses: dict[str, float | None] = dict.fromkeys(newest)
+            if name in devices:
+                excesses = {c: e.excess(devices[name]) for c, e in newest.items()}
+                if (measured_at := real.get(name)) is not None:
+                    excesses |= field.excesses(name, devices[name], measured_at)
             known = {c: x for c, x in excesses.items() if x is not None}
             if len(known) < len(excesses):
                 missing += 1
@@ -161,6 +180,9 @@ def _envelope_respected(run_dir: Path, expected: EnvelopeRespected) -> Verdict:
                     f"{leading(by - expected.tolerance_mw)}{labelled('device', name)}{at}, {stamp(time)}, "
                     f"{distance(by, 'MW')}, envelope of {labelled('controller', controller)}"
                 )
+                if away is not None:
+                    said = devices[name]["state"]
+                    spoken += f"; it says {said}, {away:.3g} MW outside its fallback"
     return shared(
         expected,
         "points of devices in every valid envelope",
@@ -168,7 +190,11 @@ def _envelope_respected(run_dir: Path, expected: EnvelopeRespected) -> Verdict:
         checked=checked,
         missing=missing,
         gap=gap,
-        uncounted={"without_region": without} if without else {},
+        uncounted={
+            **({"without_region": without} if without else {}),
+            **({"in_fallback": home} if home else {}),
+            **({"in_a_dry_run": untold} if untold else {}),
+        },
         worst=worst,
         spoken=spoken,
     )
@@ -198,6 +224,40 @@ def _decided(run_dir: Path, expected: Decided) -> Verdict:
         uncounted={},
         worst=worst,
         spoken=spoken,
+    )
+
+
+def _origin_share(run_dir: Path, expected: OriginShare) -> Verdict:
+    origins: Counter[str] = Counter()
+    first: dict[str, Worst] = {}
+    for row in rows(run_dir, "steps", ["time", "controller", "origin"]):
+        if row["controller"] is not None:
+            origin = row["origin"] or "missing"
+            origins[origin] += 1
+            at = Worst(name=row["controller"], time=row["time"].astimezone(UTC), value=None, by=None)
+            first.setdefault(origin, at)
+    total = origins.total()
+    if not total:
+        return unfounded(expected, "origin_share: no controller was due")
+    counted = {origin: origins[origin] for origin in expected.origins if origins[origin]}
+    share = sum(counted.values()) / total
+    each = ", ".join(f"{n} {origin}" for origin, n in counted.items()) or "none"
+    worst = next((first[origin] for origin in expected.origins if origin in first), None)
+    since = f"; first: {labelled('controller', worst.name)}, {stamp(worst.time)}" if worst else ""
+    held = share <= expected.at_most + 1e-12 if expected.at_most is not None else True
+    if expected.at_least is not None:
+        held = share >= expected.at_least - 1e-12
+    return Verdict(
+        what=expected.what,
+        required=str(expected),
+        held=held,
+        sentence=f"{each} of {total} due decisions ({percent(share)}){since}"
+        + lacking(origins["missing"], None),
+        checked=total,
+        missing=origins["missing"],
+        share=share,
+        observed=share,
+        worst=worst,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mosaik.async_scenario import AsyncWorld
@@ -19,8 +19,8 @@ CONNECTIONS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("clock", "fleet", ["tick"]),
     ("clock", "grid", ["tick"]),
     ("clock", "controllers", ["tick"]),
-    ("clock", "outbox", ["tick"]),
     ("clock", "recorder", ["tick"]),
+    ("clock", "outbox", ["tick"]),
     ("profiles", "fleet", ["drive"]),
     ("profiles", "grid", ["drive"]),
     ("profiles", "controllers", ["forecast"]),
@@ -29,9 +29,9 @@ CONNECTIONS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("fleet", "recorder", ["receipts", "exchanges"]),
     ("grid", "controllers", ["measured"]),
     ("grid", "recorder", ["measured"]),
+    ("controllers", "recorder", ["instructions", "turns"]),
     ("controllers", "outbox", ["instructions", "turns"]),
-    ("controllers", "recorder", ["turns"]),
-    ("outbox", "recorder", ["published"]),
+    ("recorder", "outbox", ["kept"]),
 )
 CHILDREN: Sequence[tuple[str, str, str]] = (
     # each device's report
@@ -40,11 +40,11 @@ CHILDREN: Sequence[tuple[str, str, str]] = (
     ("fleet", "recorder", "report"),
 )
 SHIFTED: Sequence[tuple[str, str, str, Any]] = (
-    # acts one step later: a decision reaches the devices, and a tick begins when the last is recorded
+    # acts one step later: a decision reaches the devices, and a tick begins when the last step is over
     ("controllers", "fleet", "instructions", {}),
     ("controllers", "fleet", "turns", ()),
     ("controllers", "grid", "positions", {}),
-    ("recorder", "clock", "done", -1),
+    ("outbox", "clock", "done", -1),
 )
 
 
@@ -57,6 +57,8 @@ class World:
     """Runs stages, by name, in one mosaik world."""
 
     stages: Mapping[str, Stage]
+    before: Mapping[str, Any] = field(default_factory=dict)
+    """what acts in the first step, by attribute, where something was before it"""
 
     async def run(self, steps: int) -> None:
         """Run all stages for `steps` steps.
@@ -83,13 +85,13 @@ class World:
                     parents[target],
                     attribute,
                     time_shifted=True,
-                    initial_data={attribute: first},
+                    initial_data={attribute: self.before.get(attribute, first)},
                 )
             try:
                 with warnings.catch_warnings():
                     # mosaik only warns where a value is missing; here that is a mistake of the wiring.
                     warnings.filterwarnings("error", category=UserWarning, module=r"mosaik\.")
-                    # Nobody runs ahead: each tick waits for the recorder, and the recorder for all. So
+                    # Nobody runs ahead: each tick waits for the outbox, and the outbox for all. So
                     # mosaik need not let everybody wait for his successors, which costs a quarter more.
                     await world.run(until=steps, lazy_stepping=False)
             finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from controllers.contract import Decision, Kind
 from controllers.region import Region
@@ -32,6 +32,19 @@ class Agreed:
                 self._said[turn.controller] = turn
             elif turn.withdrawn is not None:
                 self._said[turn.controller] = None
+
+    @property
+    def said(self) -> Sequence[Turn]:
+        """The newest word of each controller that has said anything."""
+        return [turn for turn in self._said.values() if turn is not None]
+
+    def memory(self) -> object:
+        """Each controller's newest word, for `recall`."""
+        return dict(self._said)
+
+    def recall(self, memory: Any) -> None:
+        """Go on from what `memory` has returned."""
+        self._said.update(memory)
 
     def capability(self, microgrid: str, kind: Kind, at: datetime) -> Region | None:
         """What a microgrid may exchange at an instant by all regions of a kind together; `None`: nobody

@@ -15,9 +15,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from math import ceil
 from typing import Any
 
 from simulators.stage import Stage
+
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 12, 31, tzinfo=UTC)
+"""What is taken for moments that no calendar holds."""
+SET_S = 0.5
+"""By how much the wall clock may leave the monotonic one in a step before it counts as set."""
 
 
 class Mode(StrEnum):
@@ -75,6 +81,10 @@ class Tick:
     """wall clock; `None` when the clock is not paced"""
     lateness_ms: float | None = None
     """how long after its deadline the step started; `None` when the clock is not paced"""
+    missed: bool = False
+    """whether the step before it had not ended at its deadline"""
+    wall_set_s: float | None = None
+    """by how much somebody has set the wall clock since the step before; `None`: nobody has"""
 
 
 def wall_clock() -> datetime:
@@ -102,7 +112,7 @@ class Clock:
     wall: Callable[[], datetime] = wall_clock
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     counts: Counter[str] = field(default_factory=Counter)
-    """overruns by policy, as `overrun-hold` and so on"""
+    """overruns by policy, as `overrun-hold` and so on; `clock-stepped`: how often the wall clock was set"""
 
     def __post_init__(self) -> None:
         if self.mode is Mode.LIVE:
@@ -127,6 +137,23 @@ class Clock:
             return at
         return self._wall0 + (at - self.start) / self.factor
 
+    def simulated(self, at: datetime) -> datetime:
+        """The simulated moment of one on the wall clock; the same moment when not paced. What no calendar
+        holds, as a year is long at a fast pace, is `EARLIEST` or `LATEST`."""
+        if not self.paced:
+            return at
+        try:
+            return self.start + (at - self._wall0) * self.factor
+        except OverflowError:
+            return EARLIEST if at < self._wall0 else LATEST
+
+    def resume(self, wall0: datetime) -> int:
+        """Go on with the times of a clock that has stopped, whose step 0 was at `wall0`; the next step whose
+        deadline has not passed."""
+        gone = self.wall() - wall0
+        self._wall0, self._t0 = wall0, self.monotonic() - gone.total_seconds()
+        return max(ceil(gone * self.factor / self.every), 0)
+
     async def tick(self, step: int) -> Tick:
         """Wait for the step's deadline and say what is to be done.
 
@@ -141,12 +168,14 @@ class Clock:
             self._t0 = now - step * self.period_s
             self._wall0 = self.wall() - step * self.every / self.factor
         ahead = self._t0 + step * self.period_s - now
-        planned_at = self.on_wall(at)
         if ahead >= 0:
             await self.sleep(ahead)
             late = self.monotonic() - (self._t0 + step * self.period_s)
-            return Tick(step, at, Duty.FULL, self.wall(), planned_at, max(late, 0.0) * 1e3)
-        late = -ahead
+            set_s = self._follow_wall()
+            planned_at, started_at = self.on_wall(at), self.wall()
+            return Tick(step, at, Duty.FULL, started_at, planned_at, max(late, 0.0) * 1e3, wall_set_s=set_s)
+        late, set_s = -ahead, self._follow_wall()
+        planned_at = self.on_wall(at)
         self.counts[f"overrun-{self.overrun}"] += 1
         duty = Duty.FULL
         match self.overrun:
@@ -163,7 +192,19 @@ class Clock:
                 duty = Duty.HOLD
             case Overrun.SKIP:
                 duty = Duty.SKIP
-        return Tick(step, at, duty, self.wall(), planned_at, late * 1e3)
+        return Tick(step, at, duty, self.wall(), planned_at, late * 1e3, missed=True, wall_set_s=set_s)
+
+    def _follow_wall(self) -> float | None:
+        """By how many seconds the wall clock was set, if it was. Steps go on by the monotonic one, but
+        devices live in the time of the wall clock: an instruction by the old one would be over, or early."""
+        assert self._t0 is not None
+        passed = timedelta(seconds=self.monotonic() - self._t0)
+        by = self.wall() - self._wall0 - passed
+        if abs(by) <= timedelta(seconds=SET_S):
+            return None
+        self._wall0 += by
+        self.counts["clock-stepped"] += 1
+        return by.total_seconds()
 
 
 class ClockSimulator(Stage):
@@ -191,9 +232,10 @@ class ClockSimulator(Stage):
         """
         if self._stop.is_set():
             raise StopRequested()
-        before = self._clock.counts.total()
         tick = await (self._until_stopped(step) if self._clock.paced else self._clock.tick(step))
-        if self._clock.counts.total() > before:
+        if tick.wall_set_s is not None:
+            self._event(tick.time, "clock-stepped", step=step, by_s=tick.wall_set_s)
+        if tick.missed:
             self._event(
                 tick.time, "overrun", step=step, lateness_ms=tick.lateness_ms, policy=self._clock.overrun
             )

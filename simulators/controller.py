@@ -19,22 +19,36 @@ from controllers.contract import (
     Instruction,
     Observation,
     Origin,
+    Remembering,
     Span,
+    memory_of,
 )
 from controllers.forecast import Forecast
 from controllers.region import Region
 from controllers.regulators import standing
 from controllers.site import Site
 from simulators.clock import Duty, Tick
-from simulators.decisions import check
+from simulators.decisions import decide
 from simulators.devices import DeviceReport
 from simulators.grid import Measured
 from simulators.schedule import Schedule, Words, merge
 from simulators.stage import Stage
 
 Event = Callable[..., None]
+Heard = Callable[[str, Observation, Decision | BaseException], None]
+"""Told what a controller was asked, and what it decided or raised."""
 
 NEVER = datetime.max.replace(tzinfo=UTC)
+
+Read = Callable[[Tick, Measured, Sequence[DeviceReport]], tuple[Measured, Sequence[DeviceReport]]]
+"""What meters show of a step."""
+
+
+def _as_it_is(
+    tick: Tick, measured: Measured, reports: Sequence[DeviceReport]
+) -> tuple[Measured, Sequence[DeviceReport]]:
+    return measured, reports
+
 
 MOVED = "its default: what it was told before is for other positions of the regulators"
 
@@ -105,6 +119,8 @@ class Dispatch:
         self._site, self._epoch = site, epoch
         self._said: dict[str, _Said | None] = dict.fromkeys(controllers)
         self._told_until: dict[str, datetime] = {}
+        self.told: dict[str, Instruction] = {}
+        """what each device was told last"""
         self._told_for: dict[str, Mapping[str, int] | None] = {}
         self.positions: Mapping[str, int] = standing(site.regulators, {})
         """where each regulator shall stand from the next step on"""
@@ -149,6 +165,15 @@ class Dispatch:
                     found[target] = found[target] & region if target in found else region
         return found
 
+    def memory(self) -> object:
+        """What is in force and who was told what, for `recall`."""
+        return self._said, self._told_until, self._told_for, self.positions, self.told
+
+    def recall(self, memory: Any) -> None:
+        """Go on from what `memory` has returned."""
+        said, self._told_until, self._told_for, self.positions, self.told = memory
+        self._said.update(said)
+
     def instructions(
         self, seq: int, issued_at: datetime, valid_from: datetime, touched: Set[str]
     ) -> tuple[dict[str, Instruction], dict[str, str]]:
@@ -182,7 +207,7 @@ class Dispatch:
             first, until = schedule.spans[0], schedule.spans[-1].end
             self._told_until[name] = until
             self._told_for[name] = None if defaulted else self.positions
-            told[name] = Instruction(
+            self.told[name] = told[name] = Instruction(
                 device=name,
                 epoch=self._epoch,
                 seq=seq,
@@ -214,6 +239,8 @@ class ControllersSimulator(Stage):
 
     Args:
         in_thread: whether controllers are asked outside the event loop's thread.
+        heard: told of what each one was asked and has said.
+        read: what the meters make of what is measured.
         begins: called in each step before the first one is asked.
     """
 
@@ -224,6 +251,8 @@ class ControllersSimulator(Stage):
         epoch: int,
         in_thread: bool,
         event: Event,
+        heard: Heard = lambda controller, observation, said: None,
+        read: Read = _as_it_is,
         begins: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(
@@ -231,11 +260,35 @@ class ControllersSimulator(Stage):
             takes=["tick", "measured", "forecast", "report"],
             gives=["turns", "instructions", "positions"],
         )
-        self._site, self._seats, self._event = site, tuple(seats), event
-        self._in_thread, self._begins = in_thread, begins
+        self._site, self._seats, self._event, self._heard = site, tuple(seats), event, heard
+        self._in_thread, self._begins, self._read = in_thread, begins, read
         self._dispatch = Dispatch(site, [seat.name for seat in self._seats], epoch)
         self._degraded: set[str] = set()
         self.counts: Counter[str] = Counter()
+
+    @property
+    def told(self) -> Mapping[str, Instruction]:
+        """What each device was told last."""
+        return self._dispatch.told
+
+    def memory(self) -> object:
+        """What the next step needs, for `recall`: what was decided, and what controllers remember."""
+        return {
+            "dispatch": self._dispatch.memory(),
+            "degraded": sorted(self._degraded),
+            "controllers": {seat.name: memory_of(seat.controller) for seat in self._seats},
+            "out": self.out["controllers"],
+        }
+
+    def recall(self, memory: Any) -> None:
+        """Go on from what `memory` has returned."""
+        self._dispatch.recall(memory["dispatch"])
+        self._degraded = set(memory["degraded"])
+        for seat in self._seats:
+            own = memory["controllers"].get(seat.name)
+            if own is not None and isinstance(seat.controller, Remembering):
+                seat.controller.recall(own)
+        self.out["controllers"] = memory["out"]
 
     def work(self, time: int, given: dict[str, list[Any]]) -> Awaitable[Any] | None:
         (tick,), (measured,), (forecast,) = given["tick"], given["measured"], given["forecast"]
@@ -252,6 +305,7 @@ class ControllersSimulator(Stage):
         """One step: ask whoever is due, merge, number."""
         if self._begins is not None:
             self._begins()
+        measured, reports = self._read(tick, measured, reports)
         due = [seat for seat in self._seats if tick.step % seat.every_steps == 0]
         acts_at = tick.time + self._site.every
         turns: list[Turn] = []
@@ -323,17 +377,19 @@ class ControllersSimulator(Stage):
         if tick.duty is not Duty.FULL:
             rule = Origin.SKIPPED if tick.duty is Duty.SKIP else quiet
             return Turn(seat.name, rule, None, None, acts_at, until)
+        heard = [r for r in reports if r.silent_since is None]
         observation = Observation(
             time=tick.time,
             forecast=forecast,
             v_pu=MappingProxyType(measured.v_pu),  # the recorder reads the same one
-            p_mw={**measured.load_p_mw, **measured.exchange_p_mw, **{r.device: r.p_mw for r in reports}},
+            p_mw={**measured.load_p_mw, **measured.exchange_p_mw, **{r.device: r.p_mw for r in heard}},
             q_mvar={
                 **measured.load_q_mvar,
                 **measured.exchange_q_mvar,
-                **{r.device: r.q_mvar for r in reports},
+                **{r.device: r.q_mvar for r in heard},
             },
-            e_mwh={r.device: r.e_mwh for r in reports if r.e_mwh is not None},
+            e_mwh={r.device: r.e_mwh for r in heard if r.e_mwh is not None},
+            silent_since={r.device: r.silent_since for r in reports if r.silent_since is not None},
             regions=self._dispatch.regions(besides=seat.name, at=acts_at),
             positions=MappingProxyType(dict(self._dispatch.positions)),
             said=MappingProxyType(self._dispatch.said(besides=seat.name, at=acts_at)),
@@ -342,24 +398,24 @@ class ControllersSimulator(Stage):
         started = wall_time.perf_counter()
         decision: Decision | None = None
         origin = quiet
+        said: Decision | BaseException
         try:
-            decision = seat.controller.step(observation)
-            check(decision, observation, self._site)
+            said = decision = decide(seat.controller, observation, self._site)
             origin = decision.origin
             until = decision.intervals(acts_at, until)[-1].end
+            if decision.mistake is not None:
+                self._raised(tick, seat, decision.mistake)
         except ControlError as error:
-            decision = None
+            said = error
             self.counts[error.outcome] += 1
             self._event(tick.time, error.outcome, step=tick.step, controller=seat.name, why=str(error))
         except BaseException as error:  # a third party's mistake, or its sys.exit, must not end a trial
-            decision = None
-            self.counts["controller-raised"] += 1
-            self._event(
-                tick.time,
-                "controller-raised",
-                step=tick.step,
-                controller=seat.name,
-                why=f"{type(error).__name__}: {error}",
-            )
+            said = error
+            self._raised(tick, seat, f"{type(error).__name__}: {error}")
         solve_ms = (wall_time.perf_counter() - started) * 1e3
+        self._heard(seat.name, observation, said)
         return Turn(seat.name, origin, solve_ms, decision, acts_at, until)
+
+    def _raised(self, tick: Tick, seat: Seat, why: str) -> None:
+        self.counts["controller-raised"] += 1
+        self._event(tick.time, "controller-raised", step=tick.step, controller=seat.name, why=why)

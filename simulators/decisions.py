@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from dataclasses import fields
 from datetime import datetime
+from math import isfinite
 
-from controllers.contract import Certificate, Decision, Interval, Kind, Observation, Origin, Setpoint
+from controllers.contract import (
+    Certificate,
+    Controller,
+    Decision,
+    Interval,
+    Kind,
+    Observation,
+    Origin,
+    Setpoint,
+)
 from controllers.devices import AXES
+from controllers.fairness import Fairness
 from controllers.forecast import Forecast
 from controllers.region import Region
 from controllers.regulators import standing
@@ -14,6 +26,18 @@ from controllers.site import Site
 
 INTERCHANGE = (Kind.PIC, Kind.AIC)
 """Kinds of regions that are for microgrids."""
+
+
+def decide(controller: Controller, observation: Observation, site: Site) -> Decision:
+    """What a controller decides, held to the contract.
+
+    Raises:
+        ControlError, Exception: what it raises.
+        TypeError, ValueError: see `check`.
+    """
+    decision = controller.step(observation)
+    check(decision, observation, site)
+    return decision
 
 
 def check(decision: Decision, observation: Observation, site: Site) -> None:
@@ -33,6 +57,8 @@ def check(decision: Decision, observation: Observation, site: Site) -> None:
         raise TypeError(f"the decision's origin is {decision.origin!r}, not an Origin")
     if not isinstance(decision.kind, Kind):
         raise TypeError(f"the decision's kind is {decision.kind!r}, not a Kind")
+    if not (decision.mistake is None or isinstance(decision.mistake, str)):
+        raise TypeError(f"the decision's mistake is a {type(decision.mistake).__name__}, not a text")
     try:
         standing(site.regulators, decision.positions)
     except KeyError as error:
@@ -50,6 +76,17 @@ def check(decision: Decision, observation: Observation, site: Site) -> None:
         _check_regions(said, decision.kind, observation, site)
     if decision.plan is not None:
         _check_plan(decision.plan, observation, site)
+    if decision.fairness is not None:
+        _check_fairness(decision.fairness)
+
+
+def _check_fairness(fairness: Fairness) -> None:
+    if not isinstance(fairness, Fairness):
+        raise TypeError(f"the fairness is a {type(fairness).__name__}, not a Fairness")
+    for field in fields(fairness):
+        value = getattr(fairness, field.name)
+        if not (value is None and field.default is None) and not isfinite(value):
+            raise ValueError(f"fairness: {field.name} is {value}; leave out what is not known")
 
 
 def _check_regions(said: Decision | Interval, kind: Kind, observation: Observation, site: Site) -> None:

@@ -21,6 +21,7 @@ from controllers.site import Load
 from simulators.clock import Duty, Tick
 from simulators.devices import DeviceReport
 from simulators.microgrids import Exchange
+from simulators.outage import Outages
 from simulators.stage import Stage
 
 Array = npt.NDArray[np.float64]
@@ -67,7 +68,7 @@ class GridSimulator(Stage):
     Inputs: `tick`, `drive` (per-unit values by name; loads without one stay nominal), `report`
     (each device), `exchanges` (by microgrid), `positions` (of regulators, decided in the step before;
     without one they stay where they are). Output: `measured`. What is in a microgrid that is not connected
-    injects nothing here.
+    injects nothing here. Where there is no supply, nothing is measured.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class GridSimulator(Stage):
         event: Callable[..., None],
         regulators: Mapping[str, Regulator] | None = None,
         microgrids: Mapping[str, Microgrid] | None = None,
+        outages: Outages | None = None,
     ) -> None:
         takes = ["tick", "drive", "report", "exchanges", "positions"]
         super().__init__("grid", takes=takes, gives=["measured"])
@@ -88,6 +90,7 @@ class GridSimulator(Stage):
         index = {bus: i for i, bus in enumerate(power_flow.buses)}
         self._device_row = {name: index[device.bus] for name, device in devices.items()}
         self._loads = tuple((load, index[load.bus]) for load in loads.values())
+        self._devices, self._outages, self._open = devices, outages, frozenset[str]()
         self.counts: Counter[str] = Counter()
 
     def work(self, time: int, given: dict[str, list[Any]]) -> None:
@@ -114,7 +117,10 @@ class GridSimulator(Stage):
             return Measured(positions=stands)
         p_mw, q_mvar = np.zeros(len(self._power_flow.buses)), np.zeros(len(self._power_flow.buses))
         load_p, load_q = {}, {}
+        power_flow, dark = self._supply(tick)
         for load, row in self._loads:
+            if load.bus in dark:
+                continue  # its meter has no voltage either
             p = load.p_mw * drive.get(load.name, 1.0)
             q = load.reactive(p)
             load_p[load.name], load_q[load.name] = p, q
@@ -130,7 +136,7 @@ class GridSimulator(Stage):
             q_mvar[row] += report.q_mvar
 
         started = wall_time.perf_counter()
-        flows = self._power_flow.at(stands).solve(p_mw[None, :], q_mvar[None, :])
+        flows = power_flow.at(stands).solve(p_mw[None, :], q_mvar[None, :])
         known = Measured(
             load_p_mw=load_p,
             load_q_mvar=load_q,
@@ -149,11 +155,45 @@ class GridSimulator(Stage):
             return known
         return replace(
             known,
-            v_pu=dict(zip(self._power_flow.buses, flows.v_pu[0].tolist(), strict=True)),
+            v_pu={
+                bus: v
+                for bus, v in zip(self._power_flow.buses, flows.v_pu[0].tolist(), strict=True)
+                if bus not in dark
+            },
             branch_p_mw=flows.p_mw[0],
             branch_q_mvar=flows.q_mvar[0],
             loading_percent=flows.loading_percent[0],
         )
+
+    def memory(self) -> object:
+        """Where the regulators stand and what is open, for `recall`."""
+        return dict(self._positions), tuple(sorted(self._open))
+
+    def recall(self, memory: Any) -> None:
+        """Go on from what `memory` has returned."""
+        self._positions, opened = memory
+        self._open = frozenset(opened)
+
+    def _supply(self, tick: Tick) -> tuple[PowerFlow, frozenset[str]]:
+        """The grid as it is now, and the buses without supply; each change is an event."""
+        if self._outages is None:
+            return self._power_flow, frozenset()
+        opened, (power_flow, dark) = self._outages.opened, self._outages.now()
+        if opened != self._open:
+            self._open = opened
+            self.counts["topology-changes"] += 1
+            self._event(
+                tick.time,
+                "topology-changed",
+                step=tick.step,
+                opened=sorted(opened),
+                unsupplied=sorted(dark, key=lambda bus: (len(bus), bus)),
+                loads=[load.name for load, _ in self._loads if load.bus in dark],
+                devices=[name for name, device in self._devices.items() if device.bus in dark],
+                why=f"{', '.join(sorted(opened)) or 'nothing'} open, "
+                f"{len(dark)} {'bus' if len(dark) == 1 else 'buses'} without supply",
+            )
+        return power_flow, dark
 
     def _move(self, tick: Tick, positions: Mapping[str, int]) -> None:
         stands = {**self._positions, **positions}

@@ -33,7 +33,8 @@ PARTS = "parts"
 
 _LISTS = {table: pa.list_(pa.struct(list(schema))) for table, schema in SCHEMAS.items()}
 _STREAM = pa.schema([pa.field("step", pa.int64()), *(pa.field(t, kind) for t, kind in _LISTS.items())])
-_Read: TypeAlias = tuple[int, list[pa.RecordBatch]]
+_Read: TypeAlias = tuple[int, list[pa.RecordBatch], int]
+"""The part that a journal will become, its whole batches, and how many bytes these are."""
 _KEY = ["epoch", "seq", "device"]
 # Rows a step of these may differ between equal runs; they must not decide where a part ends.
 _TIMED_BY_THE_WORLD = frozenset({"steps", "setpoints"})
@@ -56,6 +57,9 @@ class Journal:
         FileExistsError: the folder holds a journal or a table already.
     """
 
+    torn_bytes = 0
+    """of an unfinished last batch, dropped when it was resumed"""
+
     def __init__(self, path: Path, *, seal_every: int = 1000, seal_rows: int = 1_000_000) -> None:
         taken = [p.name for p in (path / JOURNAL, *(path / f"{t}.parquet" for t in SCHEMAS)) if p.exists()]
         if taken:
@@ -68,6 +72,32 @@ class Journal:
         self._closed = False
         (path / PARTS).mkdir(exist_ok=True)
         self._begin()
+
+    @classmethod
+    def resume(cls, path: Path, *, seal_every: int = 1000, seal_rows: int = 1_000_000) -> Journal:
+        """Go on with the journal of a run that was killed; an end that the kill has torn is dropped.
+
+        Raises:
+            NoTables: there is no journal here; the run was not begun, or it has ended.
+        """
+        if not (path / JOURNAL).exists():
+            raise NoTables(f"{path} has no {JOURNAL}: nothing was recorded here, or the run has ended")
+        found = object.__new__(cls)
+        found.path, found._seal_every, found._seal_rows, found._closed = path, seal_every, seal_rows, False
+        found._part, batches, found._size = _journal(path)
+        found.torn_bytes = (path / JOURNAL).stat().st_size - found._size
+        os.truncate(path / JOURNAL, found._size)
+        (path / PARTS).mkdir(exist_ok=True)
+        found._file = os.open(path / JOURNAL, os.O_WRONLY | os.O_APPEND)
+        steps = [batch.column("step")[0].as_py() for batch in batches]
+        found._steps, found._rows = len(set(steps)), sum(map(_counted, batches))
+        found._step = steps[-1] if steps else _last_sealed(path, found._part)
+        return found
+
+    @property
+    def step(self) -> int | None:
+        """The last step of which something is on disk; `None` before the first."""
+        return self._step
 
     def append(self, step: int, tables: Mapping[str, Rows]) -> None:
         """Write one step's rows; when this returns, a kill of the process does not lose them.
@@ -85,8 +115,8 @@ class Journal:
             raise ValueError(f"journal of {self.path}: step {step} after step {self._step}")
         if unknown := tables.keys() - SCHEMAS.keys():
             raise ValueError(f"no table {sorted(unknown)}; there are {', '.join(SCHEMAS)}")
-        if (self._steps >= self._seal_every and step != self._step) or self._rows >= self._seal_rows:
-            self.seal()
+        if step != self._step:
+            self.rest()
         columns = [pa.array([step], pa.int64())]
         rows = 0
         for table, kind in _LISTS.items():
@@ -98,6 +128,11 @@ class Journal:
         self._steps += step != self._step
         self._rows += rows
         self._step = step
+
+    def rest(self) -> None:
+        """Seal if it is time to, and be done with it before the next step; not in the middle of one."""
+        if self._steps >= self._seal_every or self._rows >= self._seal_rows:
+            self.seal()
 
     def seal(self) -> None:
         """Turn the journal into a Parquet part and begin an empty one."""
@@ -197,6 +232,20 @@ def read(run_dir: Path, table: str, columns: Sequence[str] | None = None) -> pa.
     return pa.Table.from_batches([] if first is None else [first, *pieces], schema)
 
 
+def tail(run_dir: Path, table: str) -> pa.Table:
+    """A table's rows that were written last, in the order of writing: those of the last step at least."""
+    part, batches, _ = _journal(run_dir)
+    if batches or not part:
+        return _rows(batches, table)
+    return pq.read_table(_part(run_dir, table, part - 1), schema=SCHEMAS[table])
+
+
+def log(run_dir: Path, table: str) -> Iterator[pa.RecordBatch]:
+    """All rows of a table of an unfinished run, as they were written."""
+    for rows in _logged(run_dir, table, _journal(run_dir)):
+        yield from rows.to_batches()
+
+
 def finished_steps(run_dir: Path) -> int:
     """How many steps a run has on disk.
 
@@ -289,7 +338,7 @@ def _chunks(run_dir: Path, table: str, journal: _Read) -> Iterator[pa.Table]:
 
 
 def _logged(run_dir: Path, table: str, journal: _Read) -> Iterator[pa.Table]:
-    part, batches = journal
+    part, batches, _ = journal
     for i in range(part):
         with pq.ParquetFile(_part(run_dir, table, i)) as file:
             for group in range(file.num_row_groups):
@@ -298,16 +347,31 @@ def _logged(run_dir: Path, table: str, journal: _Read) -> Iterator[pa.Table]:
 
 
 def _journal(run_dir: Path) -> _Read:
-    """The number of the part that the journal will become, and its whole batches."""
     batches: list[pa.RecordBatch] = []
     with pa.memory_map(str(run_dir / JOURNAL)) as file:
         stream = pa.ipc.open_stream(file)
         part = int(stream.schema.metadata[b"part"])
+        end = file.tell()
         while True:
             try:
                 batches.append(stream.read_next_batch())
+                end = file.tell()
             except (StopIteration, pa.ArrowInvalid, OSError):
-                return part, batches  # the end, or a batch that a kill has torn
+                return part, batches, end  # the end, or a batch that a kill has torn
+
+
+def _counted(batch: pa.RecordBatch) -> int:
+    """Rows that decide where a part ends."""
+    lists = {table: batch.column(table) for table in SCHEMAS if table not in _TIMED_BY_THE_WORLD}
+    return sum(len(rows.flatten()) for rows in lists.values())
+
+
+def _last_sealed(run_dir: Path, part: int) -> int | None:
+    if not part:
+        return None
+    with pq.ParquetFile(_part(run_dir, "steps", part - 1)) as file:
+        steps = file.read(["step"])["step"]
+    return int(steps[-1].as_py()) if len(steps) else None
 
 
 def _rows(journal: Sequence[pa.RecordBatch], table: str) -> pa.Table:

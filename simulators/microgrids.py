@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 
@@ -125,6 +126,14 @@ class MicrogridTwin:
         self._regulates, self._closed, self._over = regulates, True, False
         self._left = (0.0, 0.0)
         self._said: dict[str, float | None] = {}
+
+    def memory(self) -> object:
+        """Whether its breaker was closed, for `recall`."""
+        return self._closed
+
+    def recall(self, memory: Any) -> None:
+        """Go on from what `memory` has returned."""
+        self._closed = memory
 
     def settle(
         self, tick: Tick, proposals: Mapping[str, Proposal], agreed: Agreed | None = None

@@ -1,9 +1,13 @@
-"""Recorder: writes each finished step to the journal, the last thing that happens in a step."""
+"""Recorder: writes each step to the journal, before anybody outside hears what was decided in it.
+
+What was handed to the bus and what came from there is added afterwards, as a second batch of the same step.
+So a step whose instructions were published is on disk, whenever the process is killed.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,12 +26,19 @@ from simulators.journal import Journal
 from simulators.microgrids import Exchange
 from simulators.outbox import Published
 from simulators.stage import Stage
-from simulators.tables import Outcome, Rows
+from simulators.tables import STAMPS, Outcome, Rows
 
 _NO_CERTIFICATE = Certificate()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _TIME = pa.timestamp("us", "UTC")
+_UNHEARD = {**dict.fromkeys(STAMPS), "reason": None, "outcome": Outcome.SENT}
+_STAMP_OF = {Outcome(stamp.removesuffix("_at")): stamp for stamp in STAMPS}
+_OPEN = (Outcome.SENT, Outcome.RECEIVED)
+"""Outcomes of what was not applied, and may be."""
+_LATE_STEPS, _REAL_LATE_STEPS = 10, 120
+"""How many steps after its validity a device's last word on an instruction is waited for; of a real device
+its first word too, since it speaks when its broker is back."""
 
 
 @dataclass
@@ -39,14 +50,25 @@ class Progress:
     tick: Tick | None = None
     turns: tuple[Turn, ...] = ()
     measured: Measured = field(default_factory=Measured)
+    reports: tuple[DeviceReport, ...] = ()
+    published: Published | None = None
+    setpoints: list[Mapping[str, Any]] = field(default_factory=list)
+    """rows of `setpoints` that were written in the step"""
+    acks_s: list[float] = field(default_factory=list)
+    """seconds from sending to the device's own first word, of those that came in this step"""
 
 
 class RecorderSimulator(Stage):
     """mosaik simulator of one entity `recorder`.
 
-    Inputs: `tick`, `measured`, `forecast`, `turns`, `published`, `receipts`, `exchanges`, `report` (each
+    Inputs: `tick`, `measured`, `forecast`, `turns`, `instructions`, `receipts`, `exchanges`, `report` (each
     device).
-    Output: `done`, the step that is on disk.
+    Output: `kept`, the step that is on disk.
+
+    Args:
+        real: the real devices among `devices`.
+        keep: called with each step before it is written, to keep what the next one needs.
+        on_step: called with each step when it is over.
     """
 
     def __init__(
@@ -58,30 +80,39 @@ class RecorderSimulator(Stage):
         devices: Sequence[str],
         forecasts: bool,
         in_thread: bool = False,
+        real: Set[str] = frozenset(),
+        keep: Callable[[int], None] = lambda step: None,
         on_step: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         super().__init__(
             "recorder",
-            takes=["tick", "measured", "forecast", "turns", "published", "receipts", "exchanges", "report"],
-            gives=["done"],
+            takes=[
+                *("tick", "measured", "forecast", "turns", "instructions", "receipts", "exchanges", "report"),
+            ],
+            gives=["kept"],
         )
         self._journal, self._on_step, self._with_forecasts = journal, on_step, forecasts
+        self._keep = keep
         self._in_thread = in_thread
         self._buses, self._bus_names = tuple(buses), pa.array(buses, pa.string())
         self._branch_names = pa.array(branches, pa.string())
-        self._device_names = tuple(devices)
+        self._device_names, self._real = tuple(devices), real
         self._forecast_key: tuple[tuple[str, ...], int, timedelta] | None = None
         self._forecast_rows: tuple[pa.Array, npt.NDArray[np.int64]]
         self._outstanding: dict[tuple[int, int, str], dict[str, Any]] = {}
+        self._patience: dict[tuple[int, int, str], int] = {}
+        self._begun: list[dict[str, Any]] = []
+        """rows of `steps` of the step in progress"""
         self.progress = Progress()
 
     def work(self, time: int, given: dict[str, list[Any]]) -> Awaitable[Any] | None:
-        (tick,), (measured,), (published,) = given["tick"], given["measured"], given["published"]
+        (tick,), (measured,), (instructions,) = given["tick"], given["measured"], given["instructions"]
         (turns,), (receipts,), (forecast,) = given["turns"], given["receipts"], given["forecast"]
         (exchanges,) = given["exchanges"]
         reports = given.get("report", [])
-        everything = (tick, measured, forecast, turns, published, receipts, reports, exchanges)
-        self.out["recorder"] = {"done": tick.step}
+        told = tuple(instructions.values())
+        everything = (tick, measured, forecast, turns, told, receipts, reports, exchanges)
+        self.out["recorder"] = {"kept": tick.step}
         if self._in_thread:
             # Sealing a long journal takes a fraction of a second, in which MQTT must go on.
             return asyncio.to_thread(self.record, *everything)
@@ -94,18 +125,23 @@ class RecorderSimulator(Stage):
         measured: Measured,
         forecast: Forecast,
         turns: tuple[Turn, ...],
-        published: Published,
+        instructions: tuple[Instruction, ...],
         receipts: Sequence[Receipt],
         reports: Sequence[DeviceReport],
         exchanges: Mapping[str, Exchange] | None = None,
     ) -> None:
-        """Append one step to the journal."""
-        tables: dict[str, Rows] = {"steps": self._steps(tick, measured, turns, published)}
+        """Append one step to the journal; `sent` completes it.
+
+        Args:
+            receipts: what the twins have said.
+        """
+        tables: dict[str, Rows] = {}
+        self.progress.acks_s = []
         if measured.v_pu:
             tables["buses"] = {
                 "time": tick.time,
                 "bus": self._bus_names,
-                "v_pu": np.fromiter((measured.v_pu[bus] for bus in self._buses), float, len(self._buses)),
+                "v_pu": self._voltages(measured.v_pu),
             }
         if measured.loading_percent is not None and len(self._branch_names):
             tables["branches"] = {
@@ -117,6 +153,8 @@ class RecorderSimulator(Stage):
             }
         if devices := self._injections(tick, measured, reports):
             tables["devices"] = devices
+        if field := [row for report in reports if (row := _field(tick, report)) is not None]:
+            tables["field"] = field
         if measured.positions:
             tables["regulators"] = {
                 "time": tick.time,
@@ -129,14 +167,60 @@ class RecorderSimulator(Stage):
             tables["regions"] = regions
         if fairness := _fairness(tick, turns):
             tables["fairness"] = fairness
-        if setpoints := self._setpoints(tick, published, receipts):
+        if setpoints := [*self._heard(tick, receipts, on_bus=False), *self._issued(instructions)]:
             tables["setpoints"] = setpoints
+        self.progress.setpoints, self.progress.reports = list(setpoints), tuple(reports)
         if self._with_forecasts and len(forecast.mean) and len(forecast.names):
             tables["forecasts"] = self._forecasts(forecast)
+        self._begun = _steps(tick, measured, turns)
+        self.progress.tick, self.progress.turns, self.progress.measured = tick, turns, measured
+        self._keep(tick.step)
         self._journal.append(tick.step, tables)
-        self.progress.step, self.progress.tick = tick.step, tick
-        self.progress.turns, self.progress.measured = turns, measured
+
+    def sent(self, tick: Tick, published: Published) -> None:
+        """Complete a step: what was handed to the bus, what came in, and what has ended."""
+        tables: dict[str, Rows] = {
+            "steps": [{**row, "publish_ms": published.publish_ms} for row in self._begun]
+        }
+        rows = self._heard(tick, published.receipts, on_bus=True)
+        if rows := [*rows, *self._ended(tick), *self._sent(tick, published.instructions)]:
+            tables["setpoints"] = rows
+        self._journal.append(tick.step, tables)
+        self._begun = []
+        self.progress.published = published
+        self.progress.setpoints += rows
+        self.progress.step = tick.step
         self._on_step(self.progress)
+        self._journal.rest()
+
+    def memory(self) -> object:
+        """What the next step needs, for `recall`: which instructions may still be heard of."""
+        awaited = [(*key, self._patience.get(key)) for key in self._outstanding]
+        return {"awaited": awaited, "begun": self._begun}
+
+    def recall(self, memory: Any, tick: Tick, said: Iterable[Mapping[str, Any]], *, whole: bool) -> None:
+        """Go on from what `memory` has returned in a step.
+
+        Args:
+            tick: of that step.
+            said: all rows of `setpoints` that were written, in their order.
+            whole: whether the step was completed.
+        """
+        awaited = {(epoch, seq, device): left for epoch, seq, device, left in memory["awaited"]}
+        self._outstanding = {key: {} for key in awaited}
+        self._patience = {key: left for key, left in awaited.items() if left is not None}
+        for row in said:
+            if (key := (row["epoch"], row["seq"], row["device"])) in awaited:
+                self._outstanding[key] = {**row, "outcome": Outcome(row["outcome"])}
+        self._begun = [] if whole else memory["begun"]
+        self.progress.step, self.progress.tick = tick.step, tick
+        if whole:
+            self._ended(tick)
+            self._sent(tick, ())
+
+    def _voltages(self, v_pu: Mapping[str, float]) -> npt.NDArray[np.float64]:
+        """Of all buses in their order; NaN, which is recorded as null, where there is no supply."""
+        return np.fromiter((v_pu.get(bus, np.nan) for bus in self._buses), float, len(self._buses))
 
     def _injections(self, tick: Tick, measured: Measured, reports: Sequence[DeviceReport]) -> Rows | None:
         """Rows of `devices`: everything that injects, so that a step's power flow can be repeated."""
@@ -149,62 +233,68 @@ class RecorderSimulator(Stage):
         return {
             "time": tick.time,
             "device": [*(r.device for r in ordered), *loads],
-            "p_mw": [*(r.p_mw for r in ordered), *loads.values()],
-            "q_mvar": [*(r.q_mvar for r in ordered), *measured.load_q_mvar.values()],
+            # What is only assumed of a silent device is in `field`.
+            "p_mw": [*(r.p_mw if r.silent_since is None else None for r in ordered), *loads.values()],
+            "q_mvar": [
+                *(r.q_mvar if r.silent_since is None else None for r in ordered),
+                *measured.load_q_mvar.values(),
+            ],
             "e_mwh": [*(r.e_mwh for r in ordered), *missing],
             "available_mw": [*(r.available_mw for r in ordered), *missing],
             "curtailed_mw": [*(r.curtailed_mw for r in ordered), *missing],
             "state": [*(r.obedience for r in ordered), *([Obedience.UNCONTROLLED] * len(loads))],
         }
 
-    def _steps(self, tick: Tick, measured: Measured, turns: tuple[Turn, ...], published: Published) -> Rows:
-        rows: list[tuple[str | None, str | None, float | None]]
-        rows = [(turn.controller, turn.origin, turn.solve_ms) for turn in turns] or [(None, None, None)]
-        return [
-            {
-                "step": tick.step,
-                "time": tick.time,
-                "planned_at": tick.planned_at,
-                "started_at": tick.started_at,
-                "lateness_ms": tick.lateness_ms,
-                "solve_ms": solve_ms,
-                "power_flow_ms": measured.power_flow_ms,
-                "publish_ms": published.publish_ms,
-                "controller": controller,
-                "origin": origin,
-            }
-            for controller, origin, solve_ms in rows
-        ]
-
-    def _setpoints(
-        self, tick: Tick, published: Published, receipts: Sequence[Receipt]
-    ) -> list[dict[str, Any]]:
-        """New instructions, and earlier ones of which something was heard."""
+    def _heard(self, tick: Tick, receipts: Sequence[Receipt], *, on_bus: bool) -> list[dict[str, Any]]:
+        """Rows of earlier instructions of which something was heard, over the bus or from a twin."""
         changed: dict[tuple[int, int, str], None] = {}
-        # A twin answers inside the co-simulation; only what comes over the bus is an acknowledgement.
-        for receipt, on_bus in [*((r, True) for r in published.receipts), *((r, False) for r in receipts)]:
+        for receipt in receipts:
             key = receipt.epoch, receipt.seq, receipt.device
             row = self._outstanding.get(key)
             if row is None:
                 continue  # an answer to something expired, or of another run
-            if on_bus or row["acked_at"] is None:  # a device's own word stands above that of its twin
-                row["outcome"] = receipt.outcome
-            if on_bus:
-                row["acked_at"] = tick.time
-            if receipt.outcome is Outcome.APPLIED is row["outcome"]:
-                row["applied_at"] = row["applied_at"] or receipt.at
-            changed[key] = None
-        for key, row in self._outstanding.items():
-            if row["valid_until"] <= tick.time and row["outcome"] is Outcome.SENT:
-                row["outcome"] = Outcome.EXPIRED
+            if on_bus and row["acked_at"] is None:
+                # A device's own word stands above that of its twin, which is no acknowledgement.
+                row.update(_UNHEARD)
+                paced = tick.planned_at is not None
+                row["acked_at"] = max(receipt.at, row["sent_at"] or receipt.at) if paced else tick.time
+                if paced and row["sent_at"] is not None:
+                    self.progress.acks_s.append((row["acked_at"] - row["sent_at"]).total_seconds())
+            if (on_bus or row["acked_at"] is None) and _note(row, receipt):
                 changed[key] = None
-        rows = [dict(self._outstanding[key]) for key in changed]
-        for key in [k for k, row in self._outstanding.items() if row["valid_until"] <= tick.time]:
-            del self._outstanding[key]
-        for instruction in published.instructions:
-            row = _sent(instruction, tick.time)
-            self._outstanding[instruction.epoch, instruction.seq, instruction.device] = row
+        return [dict(self._outstanding[key]) for key in changed]
+
+    def _ended(self, tick: Tick) -> list[dict[str, Any]]:
+        """Rows of what was never applied and is over; what nobody will speak of any more is forgotten."""
+        rows, ended = [], []
+        for key, row in self._outstanding.items():
+            if row["valid_until"] > tick.time:
+                continue
+            if row["outcome"] in _OPEN:
+                row["outcome"] = Outcome.EXPIRED
+                rows.append(dict(row))
+            left = self._patience.get(key, _patience(row, key[2] in self._real))
+            self._patience[key] = left - 1
+            if left <= 0:
+                ended.append(key)
+        for key in ended:
+            del self._outstanding[key], self._patience[key]
+        return rows
+
+    def _issued(self, instructions: Sequence[Instruction]) -> list[dict[str, Any]]:
+        rows = [_issued(instruction) for instruction in instructions]
+        for row in rows:
+            self._outstanding[row["epoch"], row["seq"], row["device"]] = row
+        return [dict(row) for row in rows]
+
+    def _sent(self, tick: Tick, instructions: Sequence[Instruction]) -> list[dict[str, Any]]:
+        rows = []
+        for one in instructions:
+            row = self._outstanding[one.epoch, one.seq, one.device]
+            row["sent_at"], row["outcome"] = tick.time, Outcome.SENT
             rows.append(dict(row))
+        for key in [key for key, row in self._outstanding.items() if row["outcome"] is Outcome.ISSUED]:
+            del self._outstanding[key]  # the bus does not take it
         return rows
 
     def _forecasts(self, forecast: Forecast) -> Rows:
@@ -226,7 +316,55 @@ class RecorderSimulator(Stage):
         }
 
 
-def _sent(instruction: Instruction, at: datetime) -> dict[str, Any]:
+def _steps(tick: Tick, measured: Measured, turns: tuple[Turn, ...]) -> list[dict[str, Any]]:
+    """Rows of `steps`, without what is known when the step is over."""
+    rows: list[tuple[str | None, str | None, float | None]]
+    rows = [(turn.controller, turn.origin, turn.solve_ms) for turn in turns] or [(None, None, None)]
+    return [
+        {
+            "step": tick.step,
+            "time": tick.time,
+            "planned_at": tick.planned_at,
+            "started_at": tick.started_at,
+            "lateness_ms": tick.lateness_ms,
+            "solve_ms": solve_ms,
+            "power_flow_ms": measured.power_flow_ms,
+            "controller": controller,
+            "origin": origin,
+        }
+        for controller, origin, solve_ms in rows
+    ]
+
+
+def _note(row: dict[str, Any], receipt: Receipt) -> bool:
+    """Write a device's word down; whether it says anything new. Words may come late and twice."""
+    outcome = receipt.outcome
+    if outcome is Outcome.REFUSED or receipt.reason is not None:
+        if row["received_at"] or row["applied_at"]:
+            return False  # asked again, it says that it knows it already
+        row["refused_at"], row["reason"], row["outcome"] = receipt.at, receipt.reason, outcome
+        return True
+    stamp = _STAMP_OF[outcome]
+    if row[stamp] is not None:
+        return False
+    row[stamp] = receipt.at
+    if row["applied_at"]:
+        row["outcome"] = Outcome.FALLBACK if row["fallback_at"] else Outcome.APPLIED
+    elif (outcome is not Outcome.FALLBACK and not row["refused_at"]) and (
+        outcome is not Outcome.RECEIVED or row["outcome"] is Outcome.SENT
+    ):
+        row["outcome"] = outcome
+    return True
+
+
+def _patience(row: Mapping[str, Any], real: bool) -> int:
+    """For how many steps a device may still have something to say of an instruction that is over."""
+    if any(row[stamp] is not None for stamp in ("superseded_at", "fallback_at", "refused_at")):
+        return 0
+    return _REAL_LATE_STEPS if real else _LATE_STEPS if row["acked_at"] is not None else 0
+
+
+def _issued(instruction: Instruction) -> dict[str, Any]:
     target = instruction.setpoint
     return {
         "seq": instruction.seq,
@@ -236,11 +374,38 @@ def _sent(instruction: Instruction, at: datetime) -> dict[str, Any]:
         "valid_until": instruction.valid_until,
         "p_mw": target.p_mw if target else None,
         "q_mvar": target.q_mvar if target else None,
-        "sent_at": at,
+        "sent_at": None,
         "acked_at": None,
-        "applied_at": None,
-        "outcome": Outcome.SENT,
+        **_UNHEARD,
+        "outcome": Outcome.ISSUED,
     }
+
+
+def _field(tick: Tick, report: DeviceReport) -> dict[str, Any] | None:
+    """The row of `field` of a real device."""
+    seen, silent = report.outside, report.silent_since is not None
+    if seen is None:
+        return None
+    row: dict[str, Any] = {
+        "time": tick.time,
+        "device": report.device,
+        "held": seen.held,
+        "measured_at": seen.measured_at,
+        "silent_since": seen.silent_since,
+        "assumed_mw": report.p_mw if silent else None,
+        "assumed_mvar": report.q_mvar if silent else None,
+    }
+    if (twin := seen.twin) is not None:
+        both = report.e_mwh is not None and twin.e_mwh is not None
+        row |= {
+            "twin_p_mw": twin.p_mw,
+            "twin_q_mvar": twin.q_mvar,
+            "twin_e_mwh": twin.e_mwh,
+            "divergence_mw": report.p_mw - twin.p_mw,
+            "divergence_mvar": report.q_mvar - twin.q_mvar,
+            "divergence_mwh": report.e_mwh - twin.e_mwh if both else None,  # type: ignore[operator]
+        }
+    return row
 
 
 def _fairness(tick: Tick, turns: tuple[Turn, ...]) -> Rows | None:

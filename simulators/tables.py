@@ -39,15 +39,26 @@ _MATRIX = pa.list_(_VECTOR)
 class Outcome(StrEnum):
     """What became of an instruction to a device."""
 
+    ISSUED = "issued"
+    """decided, but not handed to the bus"""
     SENT = "sent"
     """handed to the bus; nothing heard yet"""
+    RECEIVED = "received"
+    """the device has accepted it; its time has not come"""
     APPLIED = "applied"
+    """the device obeys it, or did so until a newer one took its place"""
     REFUSED = "refused"
     """the device said no"""
     SUPERSEDED = "superseded"
-    """a newer instruction went out before this one did"""
+    """a newer one took its place before it was applied"""
     EXPIRED = "expired"
-    """no word before `valid_until`"""
+    """it ended before it was applied, or without a word of the device"""
+    FALLBACK = "fallback"
+    """it was applied until it ended, and no newer one was there: the device obeys its fallback"""
+
+
+STAMPS = ("received_at", "applied_at", "refused_at", "superseded_at", "expired_at", "fallback_at")
+"""When a device said each word of an instruction's life."""
 
 
 def _schema(key: Mapping[str, pa.DataType], values: Mapping[str, pa.DataType], *order: str) -> pa.Schema:
@@ -78,6 +89,12 @@ SCHEMAS: Mapping[str, pa.Schema] = MappingProxyType(
             {"time": _TIME, "device": _NAME},
             _reals("p_mw", "q_mvar", "e_mwh", "available_mw", "curtailed_mw") | {"state": _NAME},
         ),
+        "field": _schema(
+            {"time": _TIME, "device": _NAME, "held": pa.bool_()},
+            _times("measured_at", "silent_since")
+            | _reals("assumed_mw", "assumed_mvar", "twin_p_mw", "twin_q_mvar", "twin_e_mwh")
+            | _reals("divergence_mw", "divergence_mvar", "divergence_mwh"),
+        ),
         "regulators": _schema({"time": _TIME, "regulator": _NAME, "position": _COUNT}, {}),
         "exchanges": _schema(
             {"time": _TIME, "microgrid": _NAME, "connected": pa.bool_()},
@@ -95,9 +112,9 @@ SCHEMAS: Mapping[str, pa.Schema] = MappingProxyType(
         "setpoints": _schema(
             {"seq": _COUNT, "epoch": _COUNT, "device": _NAME, "outcome": _NAME}
             | _times("issued_at", "valid_until"),
-            _reals("p_mw", "q_mvar") | _times("sent_at", "acked_at", "applied_at"),
+            _reals("p_mw", "q_mvar") | _times("sent_at", "acked_at", *STAMPS) | {"reason": _NAME},
             *("seq", "epoch", "device", "issued_at", "valid_until", "p_mw", "q_mvar"),
-            *("sent_at", "acked_at", "applied_at", "outcome"),
+            *("sent_at", "acked_at", *STAMPS, "reason", "outcome"),
         ),
         "forecasts": _schema({"issued_at": _TIME, "time": _TIME, "name": _NAME}, _reals("mean_mw", "std_mw")),
         "fairness": _schema(

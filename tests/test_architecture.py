@@ -38,10 +38,14 @@ ONLY_IN = {
         "scenarios/data/make_village.py",
     },
     "power_grid_model": {"simulators/power_flow.py"},
-    "aiomqtt": {"bridges/mqtt.py"},
-    "paho": {"bridges/mqtt.py"},
+    "aiomqtt": {"bridges/mqtt.py", "bridges/mqtt_connection.py"},
+    "paho": {"bridges/mqtt.py", "bridges/mqtt_connection.py"},
     "highspy": {"controllers/solve.py"},
     "clarabel": {"controllers/solve.py"},
+    "pymodbus": {"bridges/sunspec/connection.py", "bridges/sunspec/emulator.py"},
+    "sunspec2": {"bridges/sunspec/registers.py"},
+    "cryptography": {"scenarios/certs.py"},
+    "prometheus_client": {"scenarios/metrics.py"},
 }
 """Third-party package -> the only files that may import it."""
 

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from scenarios.build import build
-from scenarios.check import Problem, ScenarioInvalid, validate
+from scenarios.check import Problem, ScenarioInvalid, notices, validate
 from scenarios.cli import app
 from scenarios.load import ScenarioUnreadable, load, packaged
 
@@ -129,6 +129,23 @@ def test_each_mistake_speaks(tmp_path: Path, extra: str, path: str, advice: str)
     found = problems_of(f"{text}{extra}\n", tmp_path)
     assert list(found) == [path]
     assert advice in found[path].advice
+
+
+@pytest.mark.parametrize(
+    ("changes", "paths"),
+    [
+        (["clock={mode: live, factor: 60}"], ["clock.factor"]),
+        (["clock={mode: scaled, factor: 60}"], []),
+        (["clock={mode: live}", "controllers.dso.deadline=10min"], ["controllers.dso.deadline"]),
+        (["clock={mode: live}", "controllers.dso.deadline=4min"], []),
+        (["clock={mode: scaled, factor: 60}", "controllers.dso.deadline=5s"], ["controllers.dso.deadline"]),
+        (["clock={mode: scaled, factor: 60}", "controllers.dso.deadline=4s"], []),
+        (["clock={mode: fast}", "controllers.dso.deadline=10min"], []),
+    ],
+)
+def test_what_the_clock_does_not_heed_is_noticed(changes: list[str], paths: list[str]) -> None:
+    draft = load("ieee33-quick", ["bus.kind=memory", *changes])
+    assert [notice.path for notice in notices(draft, validate(draft))] == paths
 
 
 def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
@@ -258,3 +275,13 @@ def test_the_list_names_scenarios_and_controllers_with_their_sources() -> None:
     (p_e,) = [e for e in printed["controllers"] if e["name"].endswith(":EqualRanges")]
     assert "(A7) and (A8)" in p_e["sources"][0]
     assert "P-E" in CliRunner().invoke(app, ["list"]).stdout
+
+
+def test_a_default_that_the_device_could_never_obey_is_named() -> None:
+    own = "devices.pv6.default={p_mw: [9, 10], q_mvar: [0, 0]}"
+    draft = load("ieee33-quick", [own])
+    with pytest.raises(ScenarioInvalid) as refused:
+        build(draft, validate(draft))
+    (problem,) = refused.value.problems
+    assert problem.path == "devices.pv6.default"
+    assert "could never obey" in problem.advice

@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from simulators.clock import Clock, ClockAborted, ClockSimulator, Duty, Mode, Overrun, StopRequested, Tick
+from simulators.clock import (
+    EARLIEST,
+    LATEST,
+    Clock,
+    ClockAborted,
+    ClockSimulator,
+    Duty,
+    Mode,
+    Overrun,
+    StopRequested,
+    Tick,
+)
 from tests.running import FakeTime
 
 START = datetime(2026, 6, 21, tzinfo=UTC)
@@ -137,6 +148,46 @@ async def test_where_a_simulated_moment_lies_on_the_wall() -> None:
     assert clock(time, Mode.FAST).on_wall(noon) == noon
 
 
+@pytest.mark.parametrize("by_s", [60.0, -60.0])
+async def test_it_follows_a_wall_clock_that_is_set(by_s: float) -> None:
+    time, set_by = FakeTime(), [0.0]
+    paced = clock(time, overrun=Overrun.HOLD)
+    paced.wall = lambda: time.wall() + timedelta(seconds=set_by[0])
+    await run(paced, time, [1.0, 1.0])
+    set_by[0] = by_s
+    tick = await paced.tick(2)
+    assert tick.wall_set_s == pytest.approx(by_s)
+    assert paced.on_wall(tick.time) == paced.wall() == tick.planned_at
+    assert paced.simulated(paced.wall()) == tick.time
+    assert time.seconds == pytest.approx(20)  # the pace is the monotonic clock's
+    set_by[0] += 0.4  # NTP corrects a little
+    assert (await paced.tick(3)).wall_set_s is None
+    time.pass_by(15)
+    set_by[0] -= by_s
+    late = await paced.tick(4)
+    assert late.missed
+    assert late.wall_set_s == pytest.approx(0.4 - by_s)
+    assert late.lateness_ms == pytest.approx(5e3)
+    assert paced.counts == {"clock-stepped": 2, "overrun-hold": 1}
+
+
+async def test_a_late_step_is_no_clock_that_is_set() -> None:
+    for overrun in (Overrun.STRETCH, Overrun.HOLD, Overrun.SKIP):
+        time = FakeTime()
+        paced = clock(time, overrun=overrun)
+        ticks = [tick for _, tick in await run(paced, time, [25.0, 0.0, 31.0, 0.0])]
+        assert {tick.wall_set_s for tick in ticks} == {None}
+        assert paced.counts["clock-stepped"] == 0
+
+
+async def test_moments_that_no_calendar_holds_are_its_ends() -> None:
+    time = FakeTime()
+    paced = clock(time, factor=3600)
+    await paced.tick(0)
+    assert paced.simulated(datetime(2199, 1, 1, tzinfo=UTC)) == LATEST
+    assert paced.simulated(datetime(1971, 1, 1, tzinfo=UTC)) == EARLIEST
+
+
 async def test_it_may_begin_at_any_step() -> None:
     time = FakeTime()
     time.pass_by(3.0)
@@ -177,6 +228,17 @@ async def test_an_overrun_is_an_event() -> None:
         {"what": "overrun", "step": 4, "lateness_ms": pytest.approx(2e3), "policy": Overrun.SKIP}
     ]
     assert paced.out["clock"]["tick"].step == 5
+
+
+async def test_a_clock_that_is_set_is_an_event() -> None:
+    time = FakeTime()
+    driven = clock(time)
+    paced, events = simulator(driven, asyncio.Event())
+    await paced.next(0)
+    driven.wall = lambda: time.wall() + timedelta(hours=1)
+    await paced.next(1)
+    await paced.next(2)
+    assert events == [{"what": "clock-stepped", "step": 1, "by_s": pytest.approx(3600)}]
 
 
 async def test_a_request_to_stop_ends_a_wait_at_once() -> None:

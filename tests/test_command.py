@@ -306,6 +306,8 @@ def test_a_second_ctrl_c_ends_even_a_controller_that_does_not_return(tmp_path: P
     )
     process, lines = start(str(tmp_path / "stuck.yaml"))
     wait_for(lines, "step stuck")
+    process.send_signal(signal.SIGINT)
+    wait_for(lines, "ends after the step in progress; asked once more, it ends at once")
     status = None
     for _ in range(100):  # two at the same moment count as one
         process.send_signal(signal.SIGINT)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from controllers import Observation, Origin, Site
@@ -18,10 +20,11 @@ from controllers.forecast import Forecast
 from scenarios.build import build
 from scenarios.check import validate
 from scenarios.cli import app
-from scenarios.compare import METHODS, drafts, outcome
+from scenarios.compare import METHODS, drafts, outcome, show
 from scenarios.envelopes import NoSuchMethod, methods
 from scenarios.figures import rows, step_times
 from scenarios.load import load
+from simulators.journal import Journal
 from tests.running import do
 
 QUICK = "ieee33-quick"
@@ -174,6 +177,27 @@ async def test_the_figures_are_those_of_the_tables(tmp_path: Path) -> None:
     assert found.export_mw == pytest.approx(0.3 * 7.8)
     assert found.price is None
     assert (found.wall_s, found.certified) == (1.5, False)
+
+
+def test_energy_that_nobody_knows_is_not_zero(tmp_path: Path) -> None:
+    scenario = validate(load(QUICK))
+    with Journal(tmp_path) as journal:
+        for step, heard in enumerate((True, False)):
+            time = scenario.start + step * scenario.every
+            p_mw = [1.2 if heard else None, None]
+            devices = {"time": time, "device": ["pv", "bat"], "p_mw": p_mw}
+            journal.append(step, {"steps": {"step": step, "time": time}, "devices": devices})
+    found = outcome(tmp_path, scenario, "static", False, "done", 1.0)
+    assert (found.injected_mwh, found.drawn_mwh, found.missing) == (pytest.approx(0.1), 0.0, 3)
+    out = StringIO()
+    show(
+        [found, replace(found, injected_mwh=None, drawn_mwh=None, missing=4)],
+        "two",
+        Console(file=out, width=100),
+    )
+    first, second = (line.split() for line in out.getvalue().splitlines() if line.startswith("static  "))
+    assert (first[1:3], second[1:3]) == (["0.10", "0.00"], ["-", "-"])
+    assert "static: 3 values of devices and microgrids are missing" in out.getvalue()
 
 
 async def test_a_decision_records_its_fairness(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pandapower as pp
 import pandapower.networks as pn
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -24,6 +26,7 @@ from scenarios.figures import rows
 from scenarios.interchange_report import imports, interchange
 from scenarios.load import load
 from scenarios.run import Exit
+from simulators.tables import SCHEMAS
 from tests.running import do
 
 DAY = "ieee33-interchange"
@@ -131,6 +134,8 @@ async def test_the_figures_are_those_of_the_tables(tmp_path: Path) -> None:
     assert found.offered_mwh == pytest.approx(sum(r["pic_high_mw"] - r["pic_low_mw"] for r in spoken))
     assert found.accepted_mwh == pytest.approx(sum(r["aic_high_mw"] - r["aic_low_mw"] for r in spoken))
     assert found.accepted_mwh < found.offered_mwh - 0.1
+    assert found.sold_mwh is not None
+    assert found.bought_mwh is not None
     assert found.sold_mwh - found.bought_mwh == pytest.approx(sum(r["p_mw"] for r in exchanges))
     assert found.unserved_mwh == pytest.approx(sum(r["unserved_mw"] for r in exchanges))
     assert found.cost == pytest.approx(sum(r["cost"] for r in exchanges))
@@ -158,6 +163,18 @@ async def test_the_figures_are_those_of_the_tables(tmp_path: Path) -> None:
         downs.append(min(0.8, p_mw + 1) + min(free + bess["p_mw"], (1.08 - bess["e_mwh"]) / 0.95))
     assert found.reserve_up_mw == pytest.approx(sum(ups) / len(ups), abs=1e-6)
     assert found.reserve_down_mw == pytest.approx(sum(downs) / len(downs), abs=1e-6)
+
+    # A battery of which nothing is known has no reserve of zero: its step does not count.
+    first = next(iter(moments))
+    table = pq.read_table(result.directory / "devices.parquet").to_pylist()
+    for row in table:
+        if (row["device"], row["time"]) == ("bess", first):
+            row |= {"p_mw": None, "q_mvar": None, "e_mwh": None}
+    pq.write_table(pa.Table.from_pylist(table, SCHEMAS["devices"]), result.directory / "devices.parquet")
+    found = interchange(result.directory, draft, scenario)
+    assert found is not None
+    assert found.reserve_up_mw == pytest.approx(sum(ups[1:]) / len(ups[1:]), abs=1e-6)
+    assert found.reserve_down_mw == pytest.approx(sum(downs[1:]) / len(downs[1:]), abs=1e-6)
 
 
 async def test_what_nobody_agreed_to_is_not_known(tmp_path: Path) -> None:

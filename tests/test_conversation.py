@@ -109,6 +109,7 @@ decisions = st.builds(
     positions=by_name(st.integers(-(2**53), 2**53)),
     plan=st.none() | forecasts(),
     fairness=st.none() | shares,
+    mistake=st.none() | st.text(max_size=20),
 )
 observations = st.builds(
     Observation,
@@ -518,6 +519,23 @@ async def test_without_a_connection_the_answer_is_late_and_says_why() -> None:
         hub.down()
         with pytest.raises(Late, match="there is no connection to the broker"):
             await pair.ask(b"q", within_s=0.001)
+
+
+async def test_a_process_that_connects_again_later_hears_what_it_was_asked_meanwhile() -> None:
+    message = b"q" * (2 * PART_BYTES)
+    async with Pair(MemoryHub()) as pair:
+        await settled(lambda: pair.asking.there("p"))
+        await pair.theirs.__aexit__(None, None, None)
+        answer = pair.ask(message)
+        await settled(lambda: pair.asking.counts["asks"])
+        await pair.theirs.__aenter__()
+        pair.answering.online()
+        request = await pair.answering.next()
+        assert request.message == message
+        pair.answering.online()  # it says so again: what it has heard is left out
+        await settled(lambda: pair.answering.counts["asks-doubled"] == 2)
+        pair.answering.answer(request, b"a")
+        assert await answer == b"a"
 
 
 async def test_a_message_that_is_too_long_is_not_sent() -> None:

@@ -415,6 +415,8 @@ def test_the_fleet_delivers_and_reports() -> None:
     told = {"d": instruction(upto(0.3)), "elsewhere": instruction(upto(0.3))}
     reports = fleet.run(Tick(0, START, Duty.FULL, START), {"d": 1.0}, told)
     assert [(r.device, r.p_mw) for r in reports] == [("d", pytest.approx(0.3)), ("e", 0.0)]
-    (receipt,) = fleet.out["fleet"]["receipts"]
-    assert (receipt.device, receipt.epoch, receipt.seq, receipt.at) == ("d", 1, 1, START)
+    receipts = fleet.out["fleet"]["receipts"]
+    assert {(receipt.device, receipt.epoch, receipt.seq, receipt.at) for receipt in receipts} == {
+        ("d", 1, 1, START)
+    }
     assert fleet.out["e"]["report"] is reports[1]

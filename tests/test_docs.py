@@ -20,6 +20,8 @@ from typer.main import get_command
 from bridges import wire
 from bridges.area import AREA_KINDS, area_topic
 from bridges.asking import process_topic
+from bridges.batch import batch_topic
+from bridges.operator import operator_topic
 from controllers import Kind, Origin
 from controllers.interchange.correction import InterchangeCorrection
 from controllers.interchange.dispatch import MicrogridDispatch
@@ -121,7 +123,7 @@ def test_the_readme_names_every_table_of_a_run() -> None:
 
 
 EVENT_SOURCES = ("controllers", "simulators", "bridges", "scenarios")
-TELLS = {"_event", "event", "record", "_lost"}
+TELLS = {"_event", "event", "record", "note", "_lost"}
 """Names of what takes an event's word among its first two arguments."""
 
 
@@ -177,8 +179,8 @@ def test_the_page_on_tables_has_every_event() -> None:
 
 def test_the_command_lines_module_lists_its_commands() -> None:
     group: Any = get_command(app)
-    first = (cli.__doc__ or "").splitlines()[0]
-    assert set(re.findall(r"`(?:gridpace )?(\w+)`", first)) == set(group.commands)
+    first = (cli.__doc__ or "").split("\n\n")[0]
+    assert set(re.findall(r"`(?:gridpace )?([\w-]+)`", first)) == set(group.commands)
 
 
 @pytest.mark.parametrize(
@@ -239,12 +241,16 @@ def test_the_topics_on_the_page_are_the_topics() -> None:
         wire.device_topic("RUN", "AREA", "DER", what).replace("RUN", "{run}").replace("AREA", "{area}")
         for what in ("setpoint", "ack", "meas", "state")
     }
+    gateway = {wire.device_topic("RUN", "AREA", "GW", what) for what in ("batch-ack", "batch-meas")}
+    gateway.add(batch_topic("RUN", "AREA", "GW", 0).removesuffix("0") + "{part}")
+    for name in gateway:
+        made.add(name.replace("RUN", "{run}").replace("AREA", "{area}").replace("GW", "{gateway}"))
     made |= {area_topic("RUN", "MG", kind).replace("RUN", "{run}") for kind in AREA_KINDS}
     made |= {
         process_topic("RUN", "PROCESS", what).replace("RUN", "{run}") + part
         for what, part in (("ask", "/{part}"), ("answer", "/{part}"), ("state", ""))
     }
-    made.add(wire.control_topic("RUN").replace("RUN", "{run}"))
+    made |= {topic("RUN").replace("RUN", "{run}") for topic in (wire.control_topic, operator_topic)}
     for word, meant in (("DER", "{der}"), ("MG", "{microgrid}"), ("PROCESS", "{process}")):
         made = {name.replace(word, meant) for name in made}
     assert named == made

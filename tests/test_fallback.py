@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -28,12 +28,12 @@ SEEN = Observation(time=NOON, forecast=Forecast.empty(NOON, timedelta(minutes=5)
 class Says:
     """A controller that gives one decision, or raises one error."""
 
-    answer: Decision | Exception
+    answer: Decision | BaseException
     asked: list[Observation] = field(default_factory=list)
 
     def step(self, observation: Observation) -> Decision:
         self.asked.append(observation)
-        if isinstance(self.answer, Exception):
+        if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
 
@@ -70,11 +70,35 @@ def test_when_both_have_nothing_both_reasons_are_kept() -> None:
     assert caught.value.__cause__ is why
 
 
-def test_a_mistake_is_not_covered_up() -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), SystemExit("by zero")])
+def test_the_second_speaks_after_a_mistake_too_and_says_which(error: BaseException) -> None:
+    got = Fallback(Says(error), Says(decision(2.0))).step(SEEN)
+    assert (got.origin, got.setpoints) == (Origin.FALLBACK, {"a": Setpoint(p_mw=2.0)})
+    assert got.mistake == f"{type(error).__name__}: by zero"
+    assert Fallback(Says(Infeasible("x")), Says(decision(2.0))).step(SEEN).mistake is None
+
+
+def test_who_presses_ctrl_c_is_heard() -> None:
     second = Says(decision(2.0))
-    with pytest.raises(ZeroDivisionError):
-        Fallback(Says(ZeroDivisionError()), second).step(SEEN)
+    with pytest.raises(KeyboardInterrupt):
+        Fallback(Says(KeyboardInterrupt()), second).step(SEEN)
     assert not second.asked
+
+
+def test_a_mistake_is_not_covered_up_by_a_second_one_without_a_decision() -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        Fallback(Says(ZeroDivisionError()), Says(Infeasible("bus 17"))).step(SEEN)
+    assert isinstance(caught.value.__cause__, Infeasible)
+
+
+def test_the_second_speaks_when_the_first_breaks_the_contract() -> None:
+    def check(decision: Decision, observation: Observation) -> None:
+        if decision.time != observation.time:
+            raise ValueError(f"dated {decision.time:%H:%M}")
+
+    late = replace(decision(1.0), time=NOON + timedelta(minutes=5))
+    got = Fallback(Says(late), Says(decision(2.0)), check=check).step(SEEN)
+    assert (got.origin, got.mistake) == (Origin.FALLBACK, "ValueError: dated 12:05")
 
 
 def test_fallbacks_nest() -> None:

@@ -326,7 +326,11 @@ async def test_the_conversation_of_a_run_and_its_record(folder: Path) -> None:
     result = await do(folder / "scenario.yaml", folder / "runs")
     assert result.exit == 0, (result.why, (result.directory / "events.jsonl").read_text())
     events = [json.loads(line) for line in (result.directory / "events.jsonl").read_text().splitlines()]
-    assert [(e["step"], e["what"]) for e in events] == [(2, "breaker-opened"), (5, "breaker-closed")]
+    assert [(e["step"], e["what"]) for e in events] == [
+        (0, "default-unsafe"),
+        (2, "breaker-opened"),
+        (5, "breaker-closed"),
+    ]
     rows = read(result.directory, "exchanges").to_pylist()
     assert [row["connected"] for row in rows] == [True, True, False, False, False, True, True, True]
 
@@ -400,6 +404,8 @@ async def test_a_run_is_judged_and_reported_by_its_exchanges(folder: Path) -> No
     assert figures.accepted_mwh == pytest.approx(4 * 0.1)
     assert figures.outside_mwh == pytest.approx(0.0, abs=1e-8)
     assert figures.cost == pytest.approx(sum(row["cost"] for row in rows))
+    assert figures.sold_mwh is not None
+    assert figures.bought_mwh is not None
     assert figures.sold_mwh - figures.bought_mwh == pytest.approx(sum(row["p_mw"] for row in rows))
     out = StringIO()
     found = summary(result.directory)
@@ -515,6 +521,16 @@ def test_what_is_not_known_is_no_figure(tmp_path: Path) -> None:
     (figures,) = microgrids(run, HOUR)
     assert (figures.offered_mwh, figures.accepted_mwh, figures.outside_mwh, figures.cost) == (None,) * 4
     assert (figures.sold_mwh, figures.bought_mwh) == pytest.approx((0.1, 0.3))
+
+
+def test_an_exchange_that_nobody_knows_is_not_zero(tmp_path: Path) -> None:
+    known, none = {"p_mw": 0.1, "unserved_mw": 0.2}, {"p_mw": None, "aic_low_mw": 0.2, "aic_high_mw": 0.4}
+    (figures,) = microgrids(recorded(tmp_path, known, none), HOUR)
+    assert (figures.sold_mwh, figures.bought_mwh, figures.unserved_mwh) == pytest.approx((0.1, 0.0, 0.2))
+    assert (figures.known_steps, figures.steps, figures.outside_mwh) == (1, 2, None)
+    (tmp_path / "none").mkdir()
+    (figures,) = microgrids(recorded(tmp_path / "none", none, none), HOUR)
+    assert (figures.sold_mwh, figures.bought_mwh, figures.unserved_mwh) == (None,) * 3
 
 
 def test_regions_of_the_reference_are_boxes_of_the_tie(folder: Path) -> None:

@@ -62,6 +62,15 @@ def rows_of(step: int, wall: float = 0.0) -> dict[str, Any]:
             "curtailed_mw": 0.0,
             "state": ["limited", None],
         },
+        "field": {
+            "time": now,
+            "device": DEVICES,
+            "held": [False, step % 3 == 0],
+            "measured_at": [now, None],
+            "silent_since": [None, at(0)],
+            "assumed_mw": [None, 0.25],
+            "divergence_mw": numbers.normal(size=2),
+        },
         "regulators": {"time": now, "regulator": ["oltc", "cb1"], "position": [-3, step]},
         "exchanges": {
             "time": now,
@@ -123,13 +132,16 @@ def test_the_columns_are_those_of_the_run_directory() -> None:
         "buses": "time, bus, v_pu",
         "branches": "time, branch, p_mw, q_mvar, loading_percent",
         "devices": "time, device, p_mw, q_mvar, e_mwh, available_mw, curtailed_mw, state",
+        "field": "time, device, held, measured_at, silent_since, assumed_mw, assumed_mvar, twin_p_mw,"
+        " twin_q_mvar, twin_e_mwh, divergence_mw, divergence_mvar, divergence_mwh",
         "regulators": "time, regulator, position",
         "exchanges": "time, microgrid, connected, p_mw, q_mvar, planned_mw, pic_low_mw, pic_high_mw,"
         " aic_low_mw, aic_high_mw, unserved_mw, unbalanced_mw, heat_mw, boiler_mw, price_per_mwh, cost",
         "regions": "issued_at, valid_from, valid_until, controller, target, kind, seq, axes, A, b,"
         " binding, worst_v_pu, worst_loading_percent, power_flows",
         "setpoints": "seq, epoch, device, issued_at, valid_until, p_mw, q_mvar,"
-        " sent_at, acked_at, applied_at, outcome",
+        " sent_at, acked_at, received_at, applied_at, refused_at, superseded_at, expired_at, fallback_at,"
+        " reason, outcome",
         "forecasts": "issued_at, time, name, mean_mw, std_mw",
         "fairness": "issued_at, valid_from, controller, export_mw, import_mw, area_mva2, jain_export,"
         " jain_import, least_export, least_import, price, ledger_jain",

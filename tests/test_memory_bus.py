@@ -7,11 +7,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridges import wire
-from bridges.bus import MAX_PAYLOAD_BYTES, Message, check_pattern, matches
+from bridges.bus import MAX_PAYLOAD_BYTES, Latch, Message, check_pattern, matches
 from bridges.instruction import to_instruction
 from bridges.memory import MemoryBus, MemoryHub
 from bridges.publisher import Publisher, last_will
@@ -127,6 +127,65 @@ async def test_what_is_published_while_the_hub_is_down_goes_out_later() -> None:
             "disconnects": 1,
         }.items():
             assert controller.counts[name] == times
+
+
+async def test_who_floods_a_latch_pushes_out_nobody_else() -> None:
+    async with MemoryBus(latch_size=100) as bus:
+        bus.subscribe("#")
+        for k in range(40):
+            bus.publish(f"quiet/{k}", b"1")
+        for k in range(5_000):
+            bus.publish("loud", b"%d" % k)
+        for k in range(40):
+            bus.publish(f"quiet/{k}", b"2")
+        messages = bus.received()
+        assert len(messages) == 100
+        assert bus.counts["overflowed"] == 5_080 - 100
+        quiet = [(m.topic, m.payload) for m in messages if m.topic != "loud"]
+        assert quiet == [(f"quiet/{k}", word) for word in (b"1", b"2") for k in range(40)]
+        assert [m.payload for m in messages if m.topic == "loud"] == [b"%d" % k for k in range(4_980, 5_000)]
+        assert bus.received() == []
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 5), st.lists(st.sampled_from("abcd"), max_size=30))
+def test_a_latch_keeps_in_order_what_is_nobody_elses_share(size: int, topics: list[str]) -> None:
+    latch = Latch(Counter(), size)
+    for k, topic in enumerate(topics):
+        latch.put(Message(topic, b"%d" % k))
+        assert len(latch) == min(k + 1, size)
+    kept = [(message.topic, int(message.payload)) for message in latch.take()]
+    assert kept == sorted(kept, key=lambda one: one[1])
+    assert len(latch) == 0
+    if topics:
+        share = size // len(set(topics))
+        newest = {topic: [k for k, t in enumerate(topics) if t == topic] for topic in set(topics)}
+        for topic, numbers in newest.items():
+            mine = [k for t, k in kept if t == topic]
+            assert mine == numbers[len(numbers) - len(mine) :]  # the newest of each
+            assert len(mine) >= min(share, len(numbers))
+
+
+def test_endless_topics_fill_no_memory() -> None:
+    latch = Latch(Counter(), 10)
+    for k in range(1_000):
+        latch.put(Message(f"t/{k}", b""))
+    assert (len(latch._messages), len(latch._numbers), sum(map(len, latch._topics))) == (10, 10, 10)
+
+
+async def test_what_is_retained_says_so_and_how_long_it_lasts() -> None:
+    now = [0.0]
+    hub = MemoryHub(lambda: now[0])
+    async with MemoryBus(hub) as bus:
+        bus.subscribe("live")
+        bus.publish("live", b"1", retain=True, ttl_s=10)
+        bus.publish("kept", b"2", retain=True, ttl_s=10)
+        bus.publish("ever", b"3", retain=True)
+        now[0] = 4.0
+        bus.subscribe("kept")
+        bus.subscribe("ever")
+        found = [(m.topic, m.retained, m.expires_s) for m in bus.received()]
+        assert found == [("live", False, 10.0), ("kept", True, 6.0), ("ever", True, None)]
 
 
 async def test_a_full_latch_drops_the_oldest_and_counts() -> None:

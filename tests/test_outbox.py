@@ -23,6 +23,7 @@ from controllers.contract import Instruction
 from controllers.devices import still
 from controllers.forecast import Forecast
 from controllers.region import Region
+from scenarios.inlet import Ways
 from scenarios.outlet import BusOutlet
 from scenarios.run import Exit
 from simulators.clock import Clock, Duty, Mode, Tick
@@ -80,6 +81,7 @@ async def test_instructions_leave_and_answers_come_back_through_the_bus() -> Non
             device.publish(wire.device_topic("r", "a", "pv6", "ack"), wire.encode(ack))
         device.publish(wire.device_topic("r", "a", "pv6", "ack"), b"rubbish")
         assert (await outbox.run(tick(1), ())).receipts == (
+            Receipt("pv6", 1, 1, START + EVERY, Outcome.RECEIVED),
             Receipt("pv6", 1, 1, START + EVERY, Outcome.APPLIED),
         )
         assert ours.counts["malformed"] == 1
@@ -115,6 +117,34 @@ async def test_an_instruction_that_no_message_holds_is_an_event_and_the_others_l
     assert len(published.instructions) == 1
     assert [what for what, _ in log.events] == ["unsendable"]
     assert outbox.counts["instructions-sent"] == 1
+
+
+async def test_a_heartbeat_names_as_many_as_it_has_room_for_and_counts_all() -> None:
+    hub, held = MemoryHub(), frozenset(f"der-{k:05}" for k in range(10_000))
+    async with MemoryBus(hub) as ours:
+        clock = Clock(START, EVERY)
+        outlet = BusOutlet(Publisher(ours, run="r", area="a", epoch=1), clock, ways=Ways(held=lambda: held))
+        log = Log()
+        await OutboxSimulator(outlet, clock, log).run(tick(0), ())
+        (kept,) = hub.retained("gridpace/v1/r/ctl/state")
+        beat = wire.decode_control(kept.payload)
+    assert isinstance(beat, wire.Heartbeat)
+    assert beat.held_count == 10_000
+    assert beat.held == tuple(sorted(held))[: len(beat.held)]
+    assert len(beat.held) > 5_000
+    assert not log.events
+
+
+async def test_a_heartbeat_that_cannot_be_sent_ends_no_run() -> None:
+    async with MemoryBus() as ours:
+        clock, log = Clock(START, EVERY), Log()
+        outlet = BusOutlet(Publisher(ours, run="r", area="a", epoch=1), clock)
+        outbox = OutboxSimulator(outlet, clock, log)
+        late = replace(tick(0), time=datetime(2300, 1, 1, tzinfo=UTC))  # a year that no message has
+        published = await outbox.run(late, ())
+    assert published.publish_ms is not None
+    assert [(what, details["why"][:11]) for what, details in log.events] == [("unsendable", "heartbeat: ")]
+    assert outbox.counts["unsendable"] == 1
 
 
 async def test_a_paced_run_sees_its_broker_come_back() -> None:
@@ -183,7 +213,9 @@ def record(
     recorder: RecorderSimulator, step: int, published: Published, receipts: tuple[Receipt, ...] = ()
 ) -> None:
     forecast = Forecast.empty(START, EVERY)
-    recorder.record(tick(step), Measured(), forecast, (), published, receipts, ())
+    told = (*published.instructions, *published.unsent)
+    recorder.record(tick(step), Measured(), forecast, (), told, receipts, ())
+    recorder.sent(tick(step), published)
 
 
 @pytest.mark.parametrize("order", ["bus first", "twin first", "together"])

@@ -416,11 +416,6 @@ def test_the_memory_bus_leads_nowhere(tmp_path: Path) -> None:
     assert "kind memory does not leave the run's" in problem.advice
 
 
-def test_a_deadline_is_for_other_processes() -> None:
-    with pytest.raises(ScenarioInvalid, match="say process: own"):
-        validate(load("ieee33-quick", ["controllers.dso.deadline=800ms"]))
-
-
 def test_controllers_that_name_a_process_share_it(tmp_path: Path) -> None:
     file = scenario(
         tmp_path,

@@ -15,8 +15,10 @@ import pytest
 from pydantic import TypeAdapter
 from rich.console import Console
 
+from scenarios.events import Events, read_events
+from scenarios.plain import canonical
 from scenarios.report import NotARun, show, summary
-from scenarios.run_directory import Events, RunDirectory, canonical, read_events
+from scenarios.run_directory import RunDirectory
 from scenarios.verdicts import AnyExpectation, Expectation, judge
 from simulators.devices import Obedience
 from simulators.journal import Journal
@@ -108,9 +110,9 @@ def finished(root: Path) -> RunDirectory:
     return directory
 
 
-def printed(directory: RunDirectory, **options: Any) -> str:
+def printed(directory: RunDirectory, width: int = 100, **options: Any) -> str:
     stream = io.StringIO()
-    show(summary(directory.path), Console(file=stream, width=100, no_color=True, **options))
+    show(summary(directory.path), Console(file=stream, width=width, no_color=True, **options))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
@@ -163,10 +165,11 @@ def test_no_password_is_written(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path, "run", NOW)
     hidden = {
         "url": "mqtt://user:p@ss/s3cr3t@host:1883",
+        "user": "mqtt://s3cr3t@host:1883",  # where a token is the name
         "list": ["mqtts://:s3cr3t@host", {"password": "s3cr3t", "api_token": "s3cr3t"}],
         "query": "http://host/x?token=s3cr3t&y=1",
     }
-    shown = {"password_env": "MQTT_PASSWORD", "plain": "mqtt://host:1883", "user": "mqtt://user@host:1883"}
+    shown = {"password_env": "MQTT_PASSWORD", "plain": "mqtt://host:1883", "mail": "a@b.example"}
     directory.begin(scenario={**SCENARIO, "hidden": hidden, "shown": shown}, now=NOW)
     with Events(directory.path / "events.jsonl") as events:
         events.record(NOW, "bus-unreachable", why="cannot reach mqtt://user:s3cr3t@host:1883")
@@ -174,7 +177,7 @@ def test_no_password_is_written(tmp_path: Path) -> None:
         assert "s3cr3t" not in file.read_text(), file.name
     scenario = directory.manifest().scenario
     assert scenario["shown"] == shown
-    assert scenario["bus"]["url"] == "mqtts://operator:***@broker.example:8883"
+    assert scenario["bus"]["url"] == "mqtts://***@broker.example:8883"
     assert scenario["hidden"]["query"] == "http://host/x?token=***&y=1"
 
 
@@ -321,6 +324,69 @@ def test_a_terminal_without_symbols_gets_words(tmp_path: Path) -> None:
     text = stream.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
     assert "FAILED" in text
     assert "?" not in text
+
+
+def silent_now_and_then(root: Path, silent: dict[str, set[int]]) -> RunDirectory:
+    """Four steps of half an hour with pv1 at 2 MW and bat1 at -1 MW, where they are heard."""
+    directory = begun(root)
+    with Journal(directory.path) as journal:
+        for step in range(4):
+            time = START + step * EVERY
+            powers = {"pv1": 2.0, "bat1": -1.0}
+            p_mw = [None if step in silent.get(name, ()) else power for name, power in powers.items()]
+            devices = {"time": time, "device": list(powers), "p_mw": p_mw}
+            journal.append(step, {"steps": {"step": step, "time": time}, "devices": devices})
+    return directory
+
+
+def energy_lines(directory: RunDirectory) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split() for line in printed(directory).splitlines() if line.strip()}
+
+
+def test_a_device_that_was_never_heard_has_no_energy(tmp_path: Path) -> None:
+    directory = silent_now_and_then(tmp_path, {"bat1": {0, 1, 2, 3}})
+    pv, battery = summary(directory.path).energy
+    assert (battery.generated_mwh, battery.consumed_mwh, battery.known_steps) == (None, None, 0)
+    assert (pv.generated_mwh, pv.known_steps, pv.steps) == (4.0, 4, 4)
+    lines = energy_lines(directory)
+    assert lines["bat1"] == ["bat1", "battery", "-", "-", "-", "0", "of", "4"]
+    assert lines["pv1"][2:] == ["4.000", "0.000", "-", "all"]
+    assert lines["all"] == ["all", "2", "4.000", "0.000", "-", "4", "of", "8"]
+
+
+def test_energy_of_a_device_that_was_silent_for_a_time_says_so(tmp_path: Path) -> None:
+    lines = energy_lines(silent_now_and_then(tmp_path / "gap", {"bat1": {1}}))
+    assert lines["bat1"] == ["bat1", "battery", "0.000", "1.500", "-", "3", "of", "4"]
+    whole = energy_lines(silent_now_and_then(tmp_path / "whole", {}))
+    assert whole["bat1"] == ["bat1", "battery", "0.000", "2.000", "-"]
+    assert whole["all"] == ["all", "2", "4.000", "2.000", "-"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_nothing_is_cut_where_there_is_little_room(tmp_path: Path, width: int) -> None:
+    directory = silent_now_and_then(tmp_path, {"bat1": {1}})
+    with Events(directory.path / "events.jsonl") as events:
+        for number, what in enumerate(("solver-infeasible", "loss")):
+            named = {"number": number, "fault": what, "controller": "a-controller"}
+            events.record(START + (3 - number) * EVERY, "fault-began", step=3 - number, **named)
+    text = printed(directory, width)
+    assert "…" not in text
+    assert max(len(line) for line in text.splitlines()) <= width
+    (bar,) = (line for line in text.splitlines() if line.startswith("solver-infeasible a-controller"))
+    assert bar.endswith("·█")  # it was on in the last step
+    assert "3 of 4" in text
+
+
+def test_little_energy_has_more_digits(tmp_path: Path) -> None:
+    directory = begun(tmp_path)
+    with Journal(directory.path) as journal:
+        for step in range(2):
+            time = START + step * timedelta(seconds=1)
+            devices = {"time": time, "device": ["pv1", "bat1"], "p_mw": [36.0, -0.9]}
+            journal.append(step, {"steps": {"step": step, "time": time}, "devices": devices})
+    lines = energy_lines(directory)
+    assert lines["pv1"][2] == "0.0200"
+    assert lines["bat1"][3] == "0.0005"
 
 
 def test_many_devices_are_shown_by_kind(tmp_path: Path) -> None:

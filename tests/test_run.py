@@ -28,7 +28,8 @@ COLUMNS = {  # the contract of the run directory, written out
     "devices": "time device p_mw q_mvar e_mwh available_mw curtailed_mw state",
     "regions": "issued_at valid_from valid_until controller target kind seq axes A b "
     "binding worst_v_pu worst_loading_percent power_flows",
-    "setpoints": "seq epoch device issued_at valid_until p_mw q_mvar sent_at acked_at applied_at outcome",
+    "setpoints": "seq epoch device issued_at valid_until p_mw q_mvar sent_at acked_at "
+    "received_at applied_at refused_at superseded_at expired_at fallback_at reason outcome",
     "forecasts": "issued_at time name mean_mw std_mw",
 }
 

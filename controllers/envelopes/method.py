@@ -357,8 +357,9 @@ class EnvelopeMethod(ABC):
         )
 
     def within(self, name: str, region: Region, observation: Observation) -> Region:
-        """A device's region, cut with what it can do where that is asked for; never empty by that."""
-        if self.capability == "none":
+        """A device's region, cut with what it can do where that is asked for; never empty by that. What one
+        that is silent can do nobody knows."""
+        if self.capability == "none" or name in observation.silent_since:
             return region
         device = self.site.devices[name]
         drive = None

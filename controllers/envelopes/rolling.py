@@ -45,7 +45,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -187,6 +187,13 @@ class Rolling:
         decision, announced = self._decided(observation, memory)
         self._asked = now, before, memory.with_announced(announced, names, self.site.every)
         return decision
+
+    def memory(self) -> object:
+        """The last observation's time, the memory before and after it, and the method's own weights."""
+        return self._asked, self._gamma
+
+    def recall(self, memory: Any) -> None:
+        self._asked, self._gamma = memory
 
     def _decided(self, observation: Observation, memory: Memory) -> tuple[Decision, Announced]:
         now, every = observation.time, self.site.every
