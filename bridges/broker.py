@@ -12,6 +12,7 @@ import ctypes
 import importlib.util
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -29,6 +31,9 @@ START_S = 15.0
 STOP_S = 3.0
 TAKEN_S = 0.05
 """within which a broker ends that finds its port taken"""
+PORTS = range(15_000, 32_000)
+"""Below those that systems give to outgoing connections: who tries to reach a broker that is away could be
+given its port there, be connected to himself, and keep it from coming back."""
 Kind = Literal["mosquitto", "amqtt"]
 
 
@@ -248,10 +253,14 @@ def _printed(directory: Path) -> str:
 
 
 def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port at which nobody listens, of `PORTS` if there is one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in (*random.sample(PORTS, 100), 0):
+        with suppress(OSError), socket.socket(family) as probe:
+            probe.bind((host, port))
+            found: int = probe.getsockname()[1]
+            return found
+    raise NoBroker(f"there is no free port on {host}")
 
 
 async def _answers(host: str, port: int) -> bool:
