@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from math import inf
 from typing import Any
 
 from bridges.bus import Bus, Message
@@ -43,7 +44,7 @@ RUN, AREA = "chaos", "field"
 KINDS = ("kill", "freeze", "reset", "black-hole", "refuse", "slow", "slice", "latency")
 BEHIND = 20
 """Devices of a gateway."""
-ALONE = 0.2
+ALONE = 0.05
 """Share of the devices that have no gateway."""
 VALID_S = 6.0
 EVERY_S = 0.5
@@ -113,6 +114,8 @@ class Field:
     seq: int = 0
     last: dict[str, tuple[int, int, float]] = field(default_factory=dict)
     """what each device was told last: epoch, number, greatest active power"""
+    beaten_s: float = -inf
+    """when the last heartbeat left, by the monotonic clock"""
 
     def step(self, rng: random.Random) -> None:
         """Tell every device something new."""
@@ -139,7 +142,13 @@ class Field:
                 told.setdefault(gateway, []).append((one, VALID_S))
         for gateway, several in told.items():
             self.publisher.send_batch(gateway, several)
-        self.publisher.heartbeat(self.seq, EVERY_S, now + timedelta(seconds=EVERY_S))
+        self.beat()
+
+    def beat(self) -> None:
+        """Say that the controller is there, as it does in each step, also where it has nothing new to say."""
+        if time.monotonic() >= self.beaten_s + EVERY_S / 2:
+            self.beaten_s = time.monotonic()
+            self.publisher.heartbeat(self.seq, EVERY_S, datetime.now(UTC) + timedelta(seconds=EVERY_S))
 
     def elsewhere(self) -> list[str]:
         """Devices that are not where they were told to be last."""
@@ -322,6 +331,7 @@ async def _wait(on: Field, within_s: float) -> list[str]:
             while on.elsewhere():
                 on.witness.news.clear()
                 await on.witness.news.wait()
+                on.beat()
     return on.elsewhere()
 
 
