@@ -124,7 +124,7 @@ def encode_batch_answers(answers: Iterable[tuple[str, Answer]]) -> Iterator[byte
                 size += len(ders[end]) + 3
                 end += 1
             part = tuple(ders[at:end])
-            shared.append(Shared(**{k: getattr(ack, k) for k in ack.__struct_fields__}, ders=part))
+            shared.append(Shared(**msgspec.structs.asdict(ack), ders=part))
             at = end
     if shared:
         yield _batch(shared)

@@ -17,7 +17,7 @@ left out: they bind nobody.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, Literal, TypeAlias
@@ -30,7 +30,7 @@ from bridges.instruction import to_half_spaces, to_region
 from bridges.wire import MAX_LATER, ROOT, BadMessage, HalfSpaces
 from controllers.contract import Instruction, Setpoint, Span
 from controllers.devices import AXES
-from controllers.region import Array, Region
+from controllers.region import Region
 from controllers.register import Regime
 
 BATCH: Literal["gridpace.batch.v1"] = "gridpace.batch.v1"
@@ -219,9 +219,8 @@ def _firsts(told: Sequence[Told]) -> list[Region | None]:
     """Where each device must stay first. Boxes, as thousands of devices have them, share one table."""
     shapes = [one.pieces[0].region for one in told]
     limits = [shape for shape in shapes if isinstance(shape, tuple) and None not in shape]
-    table = np.array(limits, dtype=float).reshape(-1, 4)[:, _ROWS] * _SIGNS + 0.0  # no -0.0
-    table.setflags(write=False)
-    boxes = map(_box, table)
+    table = np.array(limits, dtype=float).reshape(-1, 2, 2)
+    boxes = iter(Region.boxes(AXES, table))
     return [
         None if shape is None
         else next(boxes) if isinstance(shape, tuple) and None not in shape
@@ -275,16 +274,6 @@ _fallback = lru_cache(maxsize=100_000)(from_shape)
 _default = lru_cache(maxsize=100_000)(to_shape)  # of a device, the same in each step
 _BOX = Region.box(p_mw=(0.0, 0.0), q_mvar=(0.0, 0.0)).A
 """The rows of every `Region.box` over P and Q: the same object."""
-_ROWS, _SIGNS = [1, 0, 3, 2], np.array([1.0, -1.0, 1.0, -1.0])
-"""Limits as right-hand sides of these rows."""
-
-
-def _box(b: Array) -> Region:
-    """`Region.box` by its right-hand sides, which are known to be finite and of a box, and read-only."""
-    made = object.__new__(Region)
-    for name, value in (("axes", AXES), ("A", _BOX), ("b", b)):
-        object.__setattr__(made, name, value)
-    return made
 
 
 def _pair(setpoint: Setpoint | None) -> tuple[float | None, float | None] | None:
@@ -316,17 +305,6 @@ def _check_part(part: int) -> int:
     if not 0 <= part < MAX_PARTS:
         raise BadMessage(f"part {part} is not between 0 and {MAX_PARTS - 1}")
     return part
-
-
-def utc(time: datetime) -> datetime:
-    """The same instant in UTC.
-
-    Raises:
-        BadMessage: a time without its zone.
-    """
-    if time.tzinfo is None:
-        raise BadMessage(f"{time} has no time zone")
-    return time.astimezone(UTC)
 
 
 def decode_measured(payload: bytes) -> list[tuple[str, wire.Meas]]:

@@ -350,7 +350,9 @@ class DeviceSide:
         due_s, orders = self._due_s, self._orders
         for der in ders:
             register, plant = self._devices[der]
-            if answers := register.tick(now, mono):
+            # What was just told has brought its register up to date; to ask thousands again is not free.
+            answers = () if due_s[der] == -inf else register.tick(now, mono)
+            if answers:
                 self._say(der, answers, None)
             order = before = orders.get(der)
             # An order that stays as it is until all plants are called again is not made again. A schedule's

@@ -12,8 +12,9 @@ from contextlib import suppress
 from heapq import heappop, heappush
 from math import inf
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
+from bridges.around import BusAround
 from bridges.bus import Bus, Message, check_publish
 from bridges.tapped import Way
 
@@ -45,7 +46,7 @@ class _Sent:
         self.message, self.retain, self.deadline = message, retain, deadline
 
 
-class FaultyBus:
+class FaultyBus(BusAround):
     """A `Bus` around another one, in bad weather.
 
     Args:
@@ -63,8 +64,8 @@ class FaultyBus:
     def __init__(
         self, inner: Bus, weather: Weather, clock: Callable[[], float], *, wakes: bool = False
     ) -> None:
-        self._inner, self._weather, self._clock, self._wakes = inner, weather, clock, wakes
-        self.counts: Counter[str] = inner.counts
+        super().__init__(inner)
+        self._weather, self._clock, self._wakes = weather, clock, wakes
         self.happened: Counter[str] = Counter()
         self._held: dict[str, _Sent] = {}
         self._late_out: list[tuple[float, int, _Sent]] = []
@@ -118,10 +119,6 @@ class FaultyBus:
         reached = await self._inner.flush(timeout_s)
         return reached and not self._weather.cut
 
-    def subscribe(self, pattern: str) -> None:
-        """See `Bus.subscribe`."""
-        self._inner.subscribe(pattern)
-
     def received(self) -> list[Message]:
         """See `Bus.received`."""
         self.release()
@@ -154,15 +151,11 @@ class FaultyBus:
             with suppress(asyncio.CancelledError):
                 await asyncio.gather(inner, late, return_exceptions=True)
 
-    async def __aenter__(self) -> Self:
-        await self._inner.__aenter__()
-        return self
-
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.still()
-        await self._inner.__aexit__(kind, error, trace)
+        await super().__aexit__(kind, error, trace)
 
     def still(self) -> None:
         """Send nothing any more that is late."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from math import ceil, copysign, inf
 
 import numpy as np
 
-from bridges.wire import SCHEMA, BadMessage, Checked, HalfSpaces, LaterSpan, SetpointMessage, Target
+from bridges.wire import SCHEMA, BadMessage, Checked, HalfSpaces, LaterSpan, SetpointMessage, Target, utc
 from controllers.contract import Certificate, ControlError, Instruction, Origin, Setpoint, Span
 from controllers.devices import AXES
 from controllers.region import Region
@@ -36,10 +36,7 @@ def to_message(
     """
 
     def stamp(time: datetime) -> datetime:
-        time = time if wall is None else wall(time)
-        if time.tzinfo is None:
-            raise BadMessage(f"instruction for {instruction.device}: {time} has no time zone")
-        return time.astimezone(UTC)
+        return utc(f"instruction for {instruction.device}:", time if wall is None else wall(time))
 
     if not 0 < ttl_s < inf:
         raise BadMessage(f"instruction for {instruction.device}: ttl_s {ttl_s} must be positive and finite")

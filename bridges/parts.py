@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 
 from bridges import wire
-from bridges.batch import BATCH, batch_topic, to_plain, utc
+from bridges.batch import BATCH, batch_topic, to_plain
 from bridges.bus import MAX_PAYLOAD_BYTES
 from bridges.instruction import shortened
 from bridges.wire import BadMessage
@@ -80,7 +80,7 @@ class Parts:
 
         @cache  # the instructions of a step share their times
         def stamp(time: datetime) -> datetime:
-            return utc(time if wall is None else wall(time))
+            return wire.utc("batch:", time if wall is None else wall(time))
 
         @cache
         def head(seq: int, issued: datetime, begins: datetime, ends: datetime, ttl_s: float) -> _Head:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import accumulate
 
 import msgspec
@@ -192,14 +192,12 @@ class Publisher:
         Raises:
             BadMessage: a number or time that cannot be sent.
         """
-        if next_deadline.tzinfo is None:
-            raise wire.BadMessage(f"heartbeat: next_deadline {next_deadline} has no time zone")
         taken = sorted(held)
         beat = wire.Heartbeat(
             epoch=self.epoch,
             step=step,
             period_ms=period_s * 1000,
-            next_deadline=next_deadline.astimezone(UTC),
+            next_deadline=wire.utc("heartbeat: next_deadline", next_deadline),
             held=_fitting(taken),
             held_count=len(taken),
         )

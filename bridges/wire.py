@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from math import hypot, isfinite
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -434,3 +434,14 @@ def check_times(**values: datetime) -> None:
             raise BadMessage(f"{name} {value.isoformat()} is not in the years {first} to {last}")
         if value.utcoffset() != timedelta(0):
             raise BadMessage(f"{name} {value.isoformat()} is not in UTC; write it with Z")
+
+
+def utc(what: str, time: datetime) -> datetime:
+    """The same instant in UTC, as it is sent.
+
+    Raises:
+        BadMessage: a time without its zone.
+    """
+    if time.tzinfo is None:
+        raise BadMessage(f"{what} {time} has no time zone")
+    return time.astimezone(UTC)

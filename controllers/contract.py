@@ -236,6 +236,12 @@ def memory_of(controller: object) -> object:
     return controller.memory() if isinstance(controller, Remembering) else None
 
 
+def recall_of(controller: object, memory: object) -> None:
+    """Have a controller remember what `memory_of` an equal one has returned."""
+    if memory is not None and isinstance(controller, Remembering):
+        controller.recall(memory)
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """What a device is told for one span of time, the end left out."""

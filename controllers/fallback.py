@@ -12,8 +12,8 @@ from controllers.contract import (
     Decision,
     Observation,
     Origin,
-    Remembering,
     memory_of,
+    recall_of,
 )
 
 
@@ -67,5 +67,4 @@ class Fallback:
 
     def recall(self, memory: Any) -> None:
         for controller, own in zip((self.first, self.second), memory or (), strict=False):
-            if isinstance(controller, Remembering) and own is not None:
-                controller.recall(own)
+            recall_of(controller, own)

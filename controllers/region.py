@@ -93,6 +93,29 @@ class Region:
         made._keep(_box_rows(len(limits)), right)
         return made
 
+    @classmethod
+    def boxes(cls, axes: tuple[str, ...], limits: Array) -> list[Region]:
+        """Many boxes at once, all over the same axes, which share one table.
+
+        Args:
+            limits: (boxes, axes, 2) least and greatest value.
+
+        Raises:
+            ValueError: a limit that is not finite, or a lower one above its upper one.
+        """
+        if limits.shape[1:] != (len(axes), 2) or not axes:
+            raise ValueError(f"boxes over {axes}: limits have shape {limits.shape}")
+        if not (np.isfinite(limits).all() and (limits[..., 0] <= limits[..., 1]).all()):
+            raise ValueError(f"boxes over {axes}: a limit is not finite, or a lower one above its upper one")
+        right = (limits[..., ::-1] * (1.0, -1.0) + 0.0).reshape(-1, 2 * len(axes))  # no -0.0
+        rows, found = _box_rows(len(axes)), []
+        for b in right:
+            made = object.__new__(cls)
+            object.__setattr__(made, "axes", axes)
+            made._keep(rows, b)
+            found.append(made)
+        return found
+
     def excess(self, point: Point) -> float:
         """How far `point` lies outside the worst row (negative inside), in the axes' units."""
         if not len(self.b):

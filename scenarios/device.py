@@ -23,7 +23,8 @@ from controllers.devices import Device
 from controllers.rating import Rating, rating_of
 from controllers.region import Region
 from controllers.register import Answer, Life, Order, Regime, Register
-from scenarios.build import Built, build
+from scenarios.build import build
+from scenarios.drives import Drives
 from scenarios.load import Draft
 from scenarios.outlet import connect
 from scenarios.schema import MqttBusPart, Scenario
@@ -63,26 +64,6 @@ class TwinPlant:
         if regime is Regime.CONTROLLED and proposal.obedience is not Obedience.CONTROLLED:
             regime = Regime.LIMITED
         return Held(proposal.p_mw, proposal.q_mvar, None, twin.state.e_mwh, regime)
-
-
-class Profiles:
-    """What drives the devices of a scenario from its start on, asked in the order of time."""
-
-    def __init__(self, built: Built) -> None:
-        self._built, self._step = built, -1
-
-    def at(self, name: str, seconds: float) -> float | None:
-        """The value of one device, in per unit; that of the last step when the scenario is over."""
-        scenario = self._built.scenario
-        step = min(int(seconds / scenario.every.total_seconds()), scenario.steps - 1)
-        if step > self._step:
-            self._step = step
-            for driven in self._built.driven:
-                driven.process.advance(step)
-        for driven in self._built.driven:
-            if name in driven.process.names:
-                return float(driven.process.now()[driven.process.names.index(name)])
-        return None
 
 
 class Memory:
@@ -219,7 +200,7 @@ async def devices(
     names = task.names or tuple(known)
     if unknown := [name for name in names if name not in known]:
         raise NoDevice(f"{unknown[0]!r} is no device of {scenario.name}; it has {', '.join(known)}")
-    memory, profiles, began = Memory(state, task.run), Profiles(built), time.monotonic()
+    memory, profiles, began = Memory(state, task.run), Drives(built), time.monotonic()
     book = Book(log, memory)
     registers = {
         name: Register(
@@ -283,7 +264,7 @@ def _opening(side: DeviceSide, task: Task, who: str, token: str) -> Callable[[],
     return opening
 
 
-def _drive(profiles: Profiles, name: str, constant: float | None) -> Drive:
+def _drive(profiles: Drives, name: str, constant: float | None) -> Drive:
     return lambda seconds: profiles.at(name, seconds) if constant is None else constant
 
 

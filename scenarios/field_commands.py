@@ -217,7 +217,7 @@ def operate(
     from pydantic import ValidationError
 
     from bridges.bus import BusUnreachable, shown
-    from scenarios.operate import NotHeard
+    from scenarios.operate import NotHeard, operators_bus
     from scenarios.operate import operate as tell
     from scenarios.schema import MqttBusPart, duration
 
@@ -227,7 +227,7 @@ def operate(
         fail(2, f"--hold {both[0]} --release {both[0]}: give one of the two")
     files = {"ca_file": ca, "cert_file": cert, "key_file": key}
     try:
-        bus = MqttBusPart.model_validate({"kind": "mqtt", "url": url, **files})
+        bus = operators_bus(MqttBusPart.model_validate({"kind": "mqtt", "url": url, **files}), run)
         within_s = duration(within).total_seconds()
         held = asyncio.run(tell(bus, run, hold=hold, release=release, why=why, within_s=within_s))
     except ValidationError as error:

@@ -27,8 +27,18 @@ class NotHeard(Exception):
     """The run has not done what was asked in time."""
 
 
+def operators_bus(there: MqttBusPart, run: str) -> Bus:
+    """A connection for `operate`, not entered yet.
+
+    Raises:
+        BusUnreachable: certificates that cannot be read.
+    """
+    name = f"gridpace-{run}-operator-{secrets.token_hex(4)}"
+    return connect(there, folder=Path(), client_id=name, patient=False, identity=OPERATOR)
+
+
 async def operate(
-    there: MqttBusPart,
+    bus: Bus,
     run: str,
     *,
     hold: Sequence[str],
@@ -38,28 +48,17 @@ async def operate(
 ) -> tuple[str, ...]:
     """Tell a run to hold devices, and to release others; wait until its heartbeat says that it does.
 
+    Args:
+        bus: not entered yet.
+
     Returns:
         all devices that the run holds now.
 
     Raises:
         NotHeard: it did not say so within `within_s`.
-        BusUnreachable: no broker, or certificates that cannot be read.
+        BusUnreachable: no broker.
         BadMessage: names that cannot be in a topic.
     """
-    bus = connect(there, folder=Path(), client_id=_name(run), patient=False, identity=OPERATOR)
-    return await ask(bus, run, hold=hold, release=release, why=why, within_s=within_s)
-
-
-async def ask(
-    bus: Bus,
-    run: str,
-    *,
-    hold: Sequence[str],
-    release: Sequence[str],
-    why: str | None = None,
-    within_s: float = 10.0,
-) -> tuple[str, ...]:
-    """`operate` on a bus that is not entered yet."""
     bus.subscribe(wire.control_topic(run))
     words = [*((device, "hold") for device in hold), *((device, "release") for device in release)]
     for device, _ in words:
@@ -117,7 +116,3 @@ def _done(beat: Heartbeat, device: str, word: str) -> bool:
 def _named(beat: Heartbeat, device: str) -> bool:
     """Whether a heartbeat would name a device that is held: the last names may have no room."""
     return len(beat.held) >= beat.held_count or device <= max(beat.held, default="")
-
-
-def _name(run: str) -> str:
-    return f"gridpace-{run}-operator-{secrets.token_hex(4)}"

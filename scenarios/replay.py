@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from bridges import conversation
 from bridges.wire import BadMessage
-from controllers.contract import Controller, Remembering, memory_of
+from controllers.contract import Controller, memory_of, recall_of
 from controllers.fallback import Fallback
 from controllers.site import Site
 from scenarios.build import build
@@ -186,8 +186,7 @@ class _Replay:
         for name, seat in self._seats.items():
             known = [] if name in self._apart else [one for one in self._memories[name] if one[0] <= step]
             self._memories[name] = deque(known, maxlen=KEPT)
-            if isinstance(seat.controller, Remembering):
-                seat.controller.recall(known[-1][1] if known else self._fresh[name])
+            recall_of(seat.controller, known[-1][1] if known else self._fresh[name])
 
 
 def _plain(answer: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from math import acos, floor, isfinite, tan
+from math import acos, isfinite, tan
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,6 @@ from controllers.devices import AXES, Battery, Device, Generator, PvInverter, Wi
 from controllers.region import Region
 from controllers.register import Order, Regime
 from simulators.devices import DeviceTwin
-from simulators.profiles import Driven
 
 if TYPE_CHECKING:
     from scenarios.load import Draft
@@ -59,13 +58,14 @@ def of_scenario(
         ScenarioInvalid: the scenario cannot be built.
     """
     from scenarios.build import build  # which needs pandapower; devices by kind do not
+    from scenarios.drives import Drives
 
     built = build(draft, scenario)
     devices = built.site.devices
     unknown = [name for name in names if name not in devices]
     if unknown:
         raise NoEmulator(f"{unknown[0]!r} is no device of {scenario.name}; it has {', '.join(devices)}")
-    profiles = _Profiles(built.driven, scenario.every)
+    profiles = Drives(built)
     wanted = names or [name for name, device in devices.items() if _can_be_told(device)]
     for name in wanted:
         capability_of(devices[name])
@@ -150,25 +150,6 @@ def capability_of(device: Device) -> Capability:
             raise NoEmulator(
                 f"{device.name!r} is a {type(device).__name__}, which model 704 has no controls for"
             )
-
-
-class _Profiles:
-    """What drives the devices of a scenario, asked in the order of time."""
-
-    def __init__(self, driven: Sequence[Driven], every: timedelta) -> None:
-        self._driven, self._every_s = tuple(driven), every.total_seconds()
-        self._step = -1
-
-    def at(self, name: str, seconds: float) -> float | None:
-        step = floor(seconds / self._every_s)
-        while self._step < step:
-            self._step += 1
-            for driven in self._driven:
-                driven.process.advance(self._step)
-        for driven in self._driven:
-            if name in driven.process.names:
-                return float(driven.process.now()[driven.process.names.index(name)])
-        return None
 
 
 class TwinPlant:

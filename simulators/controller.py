@@ -19,9 +19,9 @@ from controllers.contract import (
     Instruction,
     Observation,
     Origin,
-    Remembering,
     Span,
     memory_of,
+    recall_of,
 )
 from controllers.forecast import Forecast
 from controllers.region import Region
@@ -285,9 +285,7 @@ class ControllersSimulator(Stage):
         self._dispatch.recall(memory["dispatch"])
         self._degraded = set(memory["degraded"])
         for seat in self._seats:
-            own = memory["controllers"].get(seat.name)
-            if own is not None and isinstance(seat.controller, Remembering):
-                seat.controller.recall(own)
+            recall_of(seat.controller, memory["controllers"].get(seat.name))
         self.out["controllers"] = memory["out"]
 
     def work(self, time: int, given: dict[str, list[Any]]) -> Awaitable[Any] | None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
-from controllers.contract import Controller, Decision, Late, Observation, Remembering, memory_of
+from controllers.contract import Controller, Decision, Late, Observation, memory_of
+from controllers.wrapper import Wrapper
 
 
 @dataclass(eq=False)
@@ -36,7 +36,7 @@ class _Asked:
 
 
 @dataclass(eq=False)
-class Deadline:
+class Deadline(Wrapper):
     """The decision of `inner` if it comes within `within_s` seconds of the wall clock.
 
     Each question has a thread of its own. One that is late is abandoned: what it still says is not heard, and
@@ -81,25 +81,6 @@ class Deadline:
             raise asked.error
         return asked.decision  # type: ignore[return-value]  # what it returned is checked by who asked
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Of the method."""
-        return tuple(getattr(self.inner, "sources", ()))
-
-    @property
-    def goes_first(self) -> bool:
-        """Whether it sets what the others of a step have to know."""
-        return bool(getattr(self.inner, "goes_first", False))
-
-    @property
-    def intervals(self) -> int:
-        """How many coming steps it looks at."""
-        return int(getattr(self.inner, "intervals", 1))
-
     def memory(self) -> object:
         """Of `inner`, without what was said too late."""
-        return memory_of(self.inner) if self._stuck is None else self._stuck.before
-
-    def recall(self, memory: Any) -> None:
-        if isinstance(self.inner, Remembering) and memory is not None:
-            self.inner.recall(memory)
+        return super().memory() if self._stuck is None else self._stuck.before

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -19,17 +18,16 @@ from controllers.contract import (
     Infeasible,
     Late,
     Observation,
-    Remembering,
     SolverFailed,
-    memory_of,
 )
 from controllers.devices import AXES
 from controllers.region import Region
+from controllers.wrapper import Wrapper
 from simulators.faults import Fault, What, chance
 
 
 @dataclass
-class FaultyController:
+class FaultyController(Wrapper):
     """The decision of `inner`, but where one of its faults is on.
 
     | fault | what happens |
@@ -78,29 +76,6 @@ class FaultyController:
                 case What.SOLVER_LATE if (fault.by_s or 0.0) >= self.within_s:
                     raise Late(f"fault of the scenario: the solver takes {fault.by_s:g} s longer")
         return self.inner.step(observation)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Of the method."""
-        return tuple(getattr(self.inner, "sources", ()))
-
-    @property
-    def goes_first(self) -> bool:
-        """Whether it sets what the others of a step have to know."""
-        return bool(getattr(self.inner, "goes_first", False))
-
-    @property
-    def intervals(self) -> int:
-        """How many coming steps it looks at."""
-        return int(getattr(self.inner, "intervals", 1))
-
-    def memory(self) -> object:
-        """Of `inner`."""
-        return memory_of(self.inner)
-
-    def recall(self, memory: Any) -> None:
-        if isinstance(self.inner, Remembering) and memory is not None:
-            self.inner.recall(memory)
 
 
 def _not_a_number(decision: Decision) -> Decision:

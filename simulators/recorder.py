@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from controllers.contract import Certificate, Instruction
+from controllers.contract import Certificate, Instruction, Kind
 from controllers.forecast import Forecast
+from controllers.region import Region
 from simulators.clock import Tick
 from simulators.controller import Turn
 from simulators.devices import DeviceReport, Obedience, Receipt
@@ -424,50 +425,44 @@ def _fairness(tick: Tick, turns: tuple[Turn, ...]) -> Rows | None:
 
 def _regions(tick: Tick, turns: tuple[Turn, ...]) -> Rows | None:
     """A row for each region and span of time; one without length for each target of what is withdrawn."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for turn in turns:
         if (old := turn.withdrawn) is not None:
             said = [part.regions for part in old.intervals(turn.valid_from, turn.valid_until)]
             for target, region in {t: r for regions in reversed(said) for t, r in regions.items()}.items():
-                rows.append(
-                    {
-                        "issued_at": tick.time,
-                        "valid_from": turn.valid_from,
-                        "valid_until": turn.valid_from,
-                        "controller": turn.controller,
-                        "target": target,
-                        "kind": old.kind,
-                        "seq": tick.step + 1,
-                        "axes": region.axes,
-                        "A": region.A,
-                        "b": region.b,
-                        "binding": None,
-                        "worst_v_pu": None,
-                        "worst_loading_percent": None,
-                        "power_flows": 0,
-                    }
-                )
+                rows.append(_region(tick, turn, old.kind, target, region, (turn.valid_from, turn.valid_from)))
         if (decision := turn.decision) is None:
             continue
         for interval in decision.intervals(turn.valid_from, turn.valid_until):
+            span = interval.start, interval.end
             for target, region in interval.regions.items():
-                certificate = interval.certificates.get(target, _NO_CERTIFICATE)
-                rows.append(
-                    {
-                        "issued_at": tick.time,
-                        "valid_from": interval.start,
-                        "valid_until": interval.end,
-                        "controller": turn.controller,
-                        "target": target,
-                        "kind": decision.kind,
-                        "seq": tick.step + 1,
-                        "axes": region.axes,
-                        "A": region.A,
-                        "b": region.b,
-                        "binding": certificate.binding,
-                        "worst_v_pu": certificate.worst_v_pu,
-                        "worst_loading_percent": certificate.worst_loading_percent,
-                        "power_flows": certificate.power_flows,
-                    }
-                )
+                why = interval.certificates.get(target, _NO_CERTIFICATE)
+                rows.append(_region(tick, turn, decision.kind, target, region, span, why))
     return rows or None
+
+
+def _region(
+    tick: Tick,
+    turn: Turn,
+    kind: Kind,
+    target: str,
+    region: Region,
+    span: tuple[datetime, datetime],
+    certificate: Certificate = _NO_CERTIFICATE,
+) -> dict[str, Any]:
+    return {
+        "issued_at": tick.time,
+        "valid_from": span[0],
+        "valid_until": span[1],
+        "controller": turn.controller,
+        "target": target,
+        "kind": kind,
+        "seq": tick.step + 1,
+        "axes": region.axes,
+        "A": region.A,
+        "b": region.b,
+        "binding": certificate.binding,
+        "worst_v_pu": certificate.worst_v_pu,
+        "worst_loading_percent": certificate.worst_loading_percent,
+        "power_flows": certificate.power_flows,
+    }

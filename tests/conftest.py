@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a real broker, once a session."""
+"""Fixtures for all tests: a real broker, once a session, or of one test alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from bridges.broker import EmbeddedBroker, NoBroker
+from bridges.broker import EmbeddedBroker
+from tests.brokers import started
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -17,12 +18,12 @@ async def mqtt_url() -> AsyncIterator[str]:
     if url := os.environ.get("GRIDPACE_MQTT_URL"):
         yield url
         return
-    broker = EmbeddedBroker(prefer="mosquitto")
-    try:
-        await broker.start()
-    except NoBroker as error:
-        pytest.skip(f"no MQTT 5 broker: {error}; or set GRIDPACE_MQTT_URL")
-    try:
+    async with started(EmbeddedBroker(prefer="mosquitto"), "; or set GRIDPACE_MQTT_URL") as broker:
         yield broker.url
-    finally:
-        await broker.stop()
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[EmbeddedBroker]:
+    """A mosquitto of one test alone, to be maltreated."""
+    async with started(EmbeddedBroker(prefer="mosquitto")) as own:
+        yield own

@@ -13,7 +13,6 @@ import ssl
 import statistics
 import subprocess
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import aiomqtt
 import pytest
 
 from bridges import mqtt
-from bridges.broker import EmbeddedBroker, NoBroker
+from bridges.broker import EmbeddedBroker
 from bridges.bus import BusUnreachable, Message
 from bridges.mqtt import MqttBus
 
@@ -32,20 +31,6 @@ WAIT = 10.0  # for what happens in milliseconds
 def root(request: pytest.FixtureRequest) -> str:
     """Topics of this test alone, because the broker keeps what is retained."""
     return f"test/{os.getpid()}/{request.node.name.replace('[', '.').rstrip(']')}"
-
-
-@pytest.fixture
-async def broker() -> AsyncIterator[EmbeddedBroker]:
-    """A mosquitto of this test alone, to be maltreated."""
-    own = EmbeddedBroker(prefer="mosquitto")
-    try:
-        await own.start()
-    except NoBroker as error:
-        pytest.skip(str(error))
-    try:
-        yield own
-    finally:
-        await own.stop()
 
 
 async def collect(bus: MqttBus, number: int) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from bridges.memory import MemoryBus, MemoryHub
 from bridges.operator import OperatorMessage, operator_topic
 from bridges.publisher import Publisher
 from scenarios.cli import app
-from scenarios.operate import NotHeard, ask
+from scenarios.operate import NotHeard, operate
 
 NOON = datetime(2026, 6, 21, 12, tzinfo=UTC)
 
@@ -56,23 +56,23 @@ async def against(run: Run, work: Callable[[MemoryBus], asyncio.Future[tuple[str
 
 async def test_it_waits_until_the_run_says_whom_it_holds() -> None:
     run = Run(MemoryHub(), "bat", "pv")
-    held = await against(run, lambda bus: ask(bus, "r", hold=["bat", "pv"], release=[], why="a visit"))
+    held = await against(run, lambda bus: operate(bus, "r", hold=["bat", "pv"], release=[], why="a visit"))
     assert held == ("bat", "pv")
     assert run.heard == [("hold", "bat", "a visit"), ("hold", "pv", "a visit")]
-    held = await against(run, lambda bus: ask(bus, "r", hold=[], release=["bat"]))
+    held = await against(run, lambda bus: operate(bus, "r", hold=[], release=["bat"]))
     assert held == ("pv",)
 
 
 async def test_what_was_not_heard_is_said_again() -> None:
     run = Run(MemoryHub(), "bat", deaf=1)
-    assert await against(run, lambda bus: ask(bus, "r", hold=["bat"], release=[])) == ("bat",)
+    assert await against(run, lambda bus: operate(bus, "r", hold=["bat"], release=[])) == ("bat",)
     assert len(run.heard) == 2
 
 
 async def test_a_device_that_the_run_does_not_know_is_named() -> None:
     run = Run(MemoryHub(), "pv")
     with pytest.raises(NotHeard, match=r"what was said of bat within 0\.2 s"):
-        await against(run, lambda bus: ask(bus, "r", hold=["bat", "pv"], release=[], within_s=0.2))
+        await against(run, lambda bus: operate(bus, "r", hold=["bat", "pv"], release=[], within_s=0.2))
     assert run.held == {"pv"}
 
 
@@ -80,15 +80,15 @@ async def test_a_heartbeat_without_room_for_a_name_is_no_answer() -> None:
     many = [f"{k:04}-{'x' * 59}" for k in range(1200)]
     run = Run(MemoryHub(), "0", "zz", many[0])
     run.held = {*many, "zz"}
-    assert (await against(run, lambda bus: ask(bus, "r", hold=["0"], release=[many[0]])))[0] == "0"  # type: ignore[index]
+    assert (await against(run, lambda bus: operate(bus, "r", hold=["0"], release=[many[0]])))[0] == "0"  # type: ignore[index]
     with pytest.raises(NotHeard, match="holds 1200 devices, and its heartbeat has no room to say whether zz"):
-        await against(run, lambda bus: ask(bus, "r", hold=[], release=["zz"], within_s=0.2))
+        await against(run, lambda bus: operate(bus, "r", hold=[], release=["zz"], within_s=0.2))
     assert "zz" not in run.held  # it was said all the same
 
 
 async def test_a_run_that_does_not_go_on_is_named() -> None:
     with pytest.raises(NotHeard, match="'nobody' is not heard on gridpace/v1/nobody/ctl/state"):
-        await ask(MemoryBus(MemoryHub()), "nobody", hold=["bat"], release=[], within_s=0.05)
+        await operate(MemoryBus(MemoryHub()), "nobody", hold=["bat"], release=[], within_s=0.05)
 
 
 @pytest.mark.parametrize(

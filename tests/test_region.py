@@ -14,6 +14,7 @@ from scipy.optimize import linprog
 from scipy.spatial import ConvexHull, HalfspaceIntersection
 
 from controllers import Infeasible, Region
+from controllers.devices import AXES
 
 Array = npt.NDArray[np.float64]
 cp: Any = cvxpy
@@ -299,3 +300,25 @@ def test_a_region_told_again_is_the_same_to_the_last_bit(seed: int) -> None:
     region, _ = polygon(seed)
     again = Region(region.axes, region.A, region.b)
     assert (again.A.tobytes(), again.b.tobytes()) == (region.A.tobytes(), region.b.tobytes())
+
+
+def test_many_boxes_at_once_are_those_boxes() -> None:
+    limits = np.array([[[-1.0, 2.0], [0.0, 0.5]], [[0.0, 0.0], [-0.0, 0.0]]])
+    for box, ((low_p, high_p), (low_q, high_q)) in zip(Region.boxes(AXES, limits), limits, strict=True):
+        alone = Region.box(p_mw=(low_p, high_p), q_mvar=(low_q, high_q))
+        assert (box.axes, box.A.tobytes(), box.b.tobytes()) == (
+            alone.axes,
+            alone.A.tobytes(),
+            alone.b.tobytes(),
+        )
+        with pytest.raises(ValueError, match="read-only"):
+            box.b[0] = 1.0
+    assert Region.boxes(AXES, np.zeros((0, 2, 2))) == []
+
+
+@pytest.mark.parametrize("wrong", [[[0.0, 1.0], [1.0, 0.0]], [[0.0, np.nan], [0, 0]], [[0, np.inf], [0, 0]]])
+def test_many_boxes_are_checked(wrong: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match="not finite, or a lower one above"):
+        Region.boxes(AXES, np.array([[[0.0, 1.0], [0.0, 1.0]], wrong]))
+    with pytest.raises(ValueError, match="shape"):
+        Region.boxes(AXES, np.array(wrong))

@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from controllers.contract import Instruction, Setpoint, Span
@@ -441,3 +441,52 @@ class Exchange(RuleBasedStateMachine):
 
 Exchange.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestExchange = Exchange.TestCase
+
+
+class Thorough(Register):
+    """Takes what begins at once as it takes anything else."""
+
+    def take(
+        self, instruction: Instruction, now: datetime, mono: float = 0.0, ttl_s: float = inf
+    ) -> tuple[Answer, ...]:
+        self._mono = mono
+        return super().take(instruction, now, mono, ttl_s)
+
+    def _take_at_once(self, accepted: Any, now: datetime) -> tuple[Answer, ...]:
+        self._coming.append(accepted)
+        self.newest = (accepted.instruction.epoch, accepted.instruction.seq)
+        return (self._say(accepted, R, now), *self.tick(now, self._mono))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 6),  # seconds that pass
+            st.integers(-2, 4),  # when it begins
+            st.integers(1, 6),  # how long it is valid
+            st.sampled_from((0.5, 3.0, inf)),
+            st.sampled_from(("take", "take", "take", "tick", "hold", "release")),
+        ),
+        max_size=20,
+    ),
+    st.booleans(),
+)
+def test_what_begins_at_once_is_taken_as_anything_else(
+    events: list[tuple[float, int, int, float, str]], synchronised: bool
+) -> None:
+    quick, thorough = Register(synchronised=synchronised), Thorough(synchronised=synchronised)
+    here = 0.0
+    for seq, (passed, begins, lasts, ttl_s, what) in enumerate(events, start=1):
+        here += passed
+        one = told(seq, int(here) + begins, int(here) + begins + lasts)
+        for register in (quick, thorough):
+            if what in ("hold", "release"):
+                getattr(register, what)()
+        if what == "take":
+            assert quick.take(one, at(here), here, ttl_s) == thorough.take(one, at(here), here, ttl_s)
+        else:
+            assert quick.tick(at(here), here) == thorough.tick(at(here), here)
+        assert quick.order(at(here), here) == thorough.order(at(here), here)
+        assert quick.quiet_s(at(here), here) == thorough.quiet_s(at(here), here)
+        for number in range(1, seq + 1):
+            assert quick.standing(1, number) == thorough.standing(1, number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from bridges import wire
-from bridges.broker import EmbeddedBroker, NoBroker
+from bridges.broker import EmbeddedBroker
 from bridges.bus import MAX_PAYLOAD_BYTES
 from bridges.instruction import to_instruction
 from bridges.memory import MemoryBus, MemoryHub
@@ -361,19 +361,6 @@ async def test_of_a_schedule_too_long_for_a_message_the_first_spans_are_sent(
     assert sent.ttl_ms == pytest.approx((got.valid_until - got.issued_at) / timedelta(milliseconds=1), abs=1)
     next_one = wire.encode(wire.SetpointMessage(**{f: getattr(sent, f) for f in sent.__struct_fields__}))
     assert len(got.spans) == len(whole) or len(next_one) > 0.8 * MAX_PAYLOAD_BYTES or len(sent.later) == 288
-
-
-@pytest.fixture
-async def broker() -> AsyncIterator[EmbeddedBroker]:
-    own = EmbeddedBroker(prefer="mosquitto")
-    try:
-        await own.start()
-    except NoBroker as error:
-        pytest.skip(str(error))
-    try:
-        yield own
-    finally:
-        await own.stop()
 
 
 @pytest.mark.parametrize(

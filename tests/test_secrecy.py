@@ -14,7 +14,6 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from typer.testing import CliRunner
 
-from bridges.broker import NoBroker
 from bridges.bus import BusUnreachable, shown
 from bridges.mqtt import MqttBus
 from scenarios.certs import make
@@ -26,6 +25,7 @@ from scenarios.run import Exit
 from scenarios.schema import MqttBusPart
 from scenarios.secrecy import without_secrets
 from simulators.journal import read
+from tests.brokers import started
 from tests.running import do
 from tests.soak.broker import GuardedBroker
 
@@ -37,15 +37,8 @@ QUICK = ("steps=3", "expect=[]")
 async def broker(tmp_path: Path) -> AsyncIterator[GuardedBroker]:
     """The shipped broker, which asks for certificates."""
     make(tmp_path / "certs", clients={"pv24": "device", "bat13": "device", "dso": "process"})
-    own = GuardedBroker(tmp_path / "certs")
-    try:
-        await own.start()
-    except NoBroker as error:
-        pytest.skip(str(error))
-    try:
+    async with started(GuardedBroker(tmp_path / "certs")) as own:
         yield own
-    finally:
-        await own.stop()
 
 
 def bus(broker: GuardedBroker, client: str = "controller", **others: Path) -> tuple[str, ...]:
