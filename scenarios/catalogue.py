@@ -27,7 +27,8 @@ def controllers() -> list[dict[str, Any]]:
     for info in pkgutil.walk_packages(package.__path__, "controllers."):
         module = importlib.import_module(info.name)
         for name, cls in inspect.getmembers(module, inspect.isclass):
-            if cls.__module__ == info.name and hasattr(cls, "sources"):
+            # Of a wrapper they are those of the method inside, which only an object has.
+            if cls.__module__ == info.name and isinstance(getattr(cls, "sources", None), tuple):
                 found.append(
                     {
                         "name": f"{info.name}:{name}",
