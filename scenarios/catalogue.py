@@ -28,12 +28,13 @@ def controllers() -> list[dict[str, Any]]:
         module = importlib.import_module(info.name)
         for name, cls in inspect.getmembers(module, inspect.isclass):
             # Of a wrapper they are those of the method inside, which only an object has.
-            if cls.__module__ == info.name and isinstance(getattr(cls, "sources", None), tuple):
+            sources = getattr(cls, "sources", None)
+            if cls.__module__ == info.name and isinstance(sources, tuple):
                 found.append(
                     {
                         "name": f"{info.name}:{name}",
                         "description": (inspect.getdoc(cls) or "").splitlines()[0],
-                        "sources": list(cls.sources),
+                        "sources": list(sources),
                     }
                 )
     return found
