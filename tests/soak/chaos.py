@@ -370,6 +370,7 @@ async def soak(short: bool) -> list[Figure]:
             f"< {WITHIN_S:g} s",
             f"{slowest:.2f} s",
             slowest < WITHIN_S,
+            hard=False,
         ),
         at_least("R4", "setpoints sent", devices * faults, found.sent),
     ]

@@ -173,9 +173,17 @@ def _figures(what: str, tries: Sequence[Found]) -> list[Figure]:
     return [
         counted("R6", f"{what} killed: in fallback", every, sum(one.fallen for one in tries)),
         counted("R6", f"{what} killed: before the validity was over", 0, sum(late < 0 for late in late_s)),
-        counted("R6", f"{what} killed: more than 0.2 s late", 0, sum(late > LATE_S for late in late_s)),
+        counted(
+            "R6", f"{what} killed: more than 0.2 s late", 0, sum(late > LATE_S for late in late_s), hard=False
+        ),
         below("R6", f"{what} killed: the latest", LATE_S * 1e3, 1e3 * max(late_s, default=float("inf"))),
         at_least("R6", f"{what} back: devices back", every, sum(one.back for one in tries)),
-        counted("R6", f"{what} back: after more than 2 steps", 0, sum(back > within for back in back_s)),
+        counted(
+            "R6",
+            f"{what} back: after more than 2 steps",
+            0,
+            sum(back > within for back in back_s),
+            hard=False,
+        ),
         below("R6", f"{what} back: the last one", within * 1e3, 1e3 * max(back_s, default=float("inf"))),
     ]
