@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import cache
 from math import isfinite
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,12 +26,14 @@ from controllers.contract import (
     Decision,
     Infeasible,
     Interval,
+    Iteration,
     Kind,
     Late,
     Observation,
     Origin,
     Setpoint,
     SolverFailed,
+    Word,
 )
 from controllers.fairness import Fairness
 from controllers.forecast import Forecast
@@ -85,6 +87,43 @@ class SentFairness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ledger_jain: float | None
 
 
+MAX_WORDS = 1024
+"""Most whom one decision addresses."""
+MAX_NAMED = 1024
+"""Most values, and most regions, of a word that have names."""
+MAX_VALUES = 100_000
+"""Most values of one name in a word."""
+Text = Annotated[str, msgspec.Meta(max_length=64)]
+_LARGEST_NUMBER = 2**53  # any JSON reader keeps integers up to this one
+
+
+class SentWord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """See `controllers.contract.Word`."""
+
+    number: Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_NUMBER)]
+    what: Text
+    values: Annotated[
+        dict[Text, Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_VALUES)]],
+        msgspec.Meta(max_length=MAX_NAMED),
+    ]
+    regions: Annotated[dict[Text, HalfSpaces], msgspec.Meta(max_length=MAX_NAMED)]
+
+
+class SentIteration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """See `controllers.contract.Iteration`."""
+
+    number: Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_NUMBER)]
+    phase: Text
+    lower: float | None
+    upper: float | None
+    cuts: Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_NUMBER)]
+    ended: Annotated[str, msgspec.Meta(max_length=1000)] | None
+
+
+MAX_ITERATIONS = 10_000
+"""Most iterations of one decision."""
+
+
 class SentDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """See `controllers.contract.Decision`."""
 
@@ -100,9 +139,11 @@ class SentDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     plan: SentForecast | None
     fairness: SentFairness | None
     mistake: str | None = None
+    words: Annotated[dict[str, SentWord], msgspec.Meta(max_length=MAX_WORDS)] = {}
+    iterations: Annotated[tuple[SentIteration, ...], msgspec.Meta(max_length=MAX_ITERATIONS)] = ()
 
 
-class SentObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SentObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """See `controllers.contract.Observation`."""
 
     time: datetime
@@ -116,6 +157,8 @@ class SentObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     said: dict[str, SentDecision]
     connected: dict[str, bool]
     silent_since: dict[str, datetime]
+    turn: int = 0
+    turns_left: int = 0
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -229,6 +272,8 @@ def _observation(given: Observation) -> SentObservation:
         said={name: _decision(said) for name, said in given.said.items()},
         connected={name: bool(is_so) for name, is_so in given.connected.items()},
         silent_since={name: _instant("silent_since", at) for name, at in given.silent_since.items()},
+        turn=int(given.turn),
+        turns_left=int(given.turns_left),
     )
 
 
@@ -257,7 +302,34 @@ def _decision(given: Decision) -> SentDecision:
         plan=None if given.plan is None else _forecast(given.plan),
         fairness=None if given.fairness is None else _fairness(given.fairness),
         mistake=None if given.mistake is None else _words(given.mistake),
+        words={name: _word(word) for name, word in given.words.items()},
+        iterations=tuple(map(_iteration, given.iterations)),
     )
+
+
+def _iteration(given: Iteration) -> SentIteration:
+    return SentIteration(
+        int(given.number),
+        given.phase,
+        _number("lower", given.lower),
+        _number("upper", given.upper),
+        int(given.cuts),
+        given.ended,
+    )
+
+
+def _word(given: Word) -> SentWord:
+    """As it is sent; what the other end would refuse is refused here, where it can still be told why."""
+    sent = SentWord(
+        int(given.number),
+        given.what,
+        {name: tuple(_number(name, x) for x in values) for name, values in given.values.items()},
+        _regions(given.regions),
+    )
+    try:
+        return msgspec.convert(msgspec.to_builtins(sent), SentWord)
+    except msgspec.ValidationError as error:
+        raise BadMessage(f"word {given.what[:64]!r} cannot be sent: {error}") from None
 
 
 def _forecast(given: Forecast) -> SentForecast:
@@ -341,6 +413,8 @@ def _to_observation(sent: SentObservation) -> Observation:
         said={name: _to_decision(said) for name, said in sent.said.items()},
         connected=sent.connected,
         silent_since={name: _instant("silent_since", at) for name, at in sent.silent_since.items()},
+        turn=sent.turn,
+        turns_left=sent.turns_left,
     )
 
 
@@ -366,6 +440,11 @@ def _to_decision(sent: SentDecision) -> Decision:
         plan=None if sent.plan is None else _to_forecast(sent.plan),
         fairness=None if sent.fairness is None else Fairness(**msgspec.structs.asdict(sent.fairness)),
         mistake=sent.mistake,
+        words={
+            name: Word(number=w.number, what=w.what, values=w.values, regions=_to_regions(w.regions))
+            for name, w in sent.words.items()
+        },
+        iterations=tuple(Iteration(**msgspec.structs.asdict(one)) for one in sent.iterations),
     )
 
 

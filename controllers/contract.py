@@ -139,6 +139,10 @@ class Observation:
     """whether each microgrid is connected to the network, as measured"""
     silent_since: Mapping[str, datetime] = field(default_factory=dict)
     """no data since then, by device: it is in none of `p_mw`, `q_mvar`, `e_mwh`"""
+    turn: int = 0
+    """of a leader: how often it has asked its followers in this step"""
+    turns_left: int = 0
+    """of a leader: how often it may ask them yet; 0: it has to decide now"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +155,71 @@ class Interval:
     """by device"""
     certificates: Mapping[str, Certificate] = field(default_factory=dict)
     """by device, for some or all of `regions`"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """One turn of a conversation inside a step: what a leader asks a follower, or the follower's answer.
+
+    Raises:
+        ValueError: a number that is no count, or a value that is not finite.
+    """
+
+    number: int
+    """of the turn, given by the leader; an answer carries the number of its question"""
+    what: str
+    """which question, or which answer; a word of the method"""
+    values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    regions: Mapping[str, Region] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.what, str):
+            raise ValueError(f"word {self.what!r}: what is asked or answered is no text")
+        if not isinstance(self.number, int) or self.number < 0:
+            raise ValueError(f"word {self.what!r}: number {self.number!r} is no count")
+        for name, values in self.values.items():
+            if not all(map(isfinite, values)):
+                raise ValueError(f"word {self.what!r}: {name} is {values}; leave out what is not known")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Iteration:
+    """What a method that closes in on its optimum has proven after one iteration.
+
+    Raises:
+        ValueError: a number that is no count, a bound that is not finite.
+    """
+
+    number: int
+    """from 1 on within a decision"""
+    phase: str
+    """of the method, in its own words"""
+    lower: float | None = None
+    """nothing costs less [$]; `None`: not known yet"""
+    upper: float | None = None
+    """what the best that is known costs [$]"""
+    cuts: int = 0
+    """how many the method has collected"""
+    ended: str | None = None
+    """of the last one: why there is no other"""
+
+    def __post_init__(self) -> None:
+        for name in ("number", "cuts"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"iteration: {name} {value!r} is no count")
+        for name in ("lower", "upper"):
+            value = getattr(self, name)
+            if value is not None and not isfinite(value):
+                raise ValueError(f"iteration {self.number}: {name} is {value}; leave out what is not known")
+
+    @property
+    def gap(self) -> float | None:
+        """By how much the bounds differ, relative to the upper one, not below zero: tolerances of solvers can
+        cross them; `None` while one is not known."""
+        if self.lower is None or self.upper is None:
+            return None
+        return max(self.upper - self.lower, 0.0) / max(abs(self.upper), 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +237,7 @@ class Decision:
     """what `regions` mean"""
     certificates: Mapping[str, Certificate] = field(default_factory=dict)
     """by target, for some or all of `regions`, or for a microgrid whose setpoints fall short of what is asked
-    for"""
+    for, or for the site as a whole, by its name"""
     until: datetime | None = None
     """when `regions` and `setpoints` end; `None`: when `later` begins or, without it, as the scenario says"""
     later: tuple[Interval, ...] = ()
@@ -183,6 +252,11 @@ class Decision:
     mistake: str | None = None
     """of a `Fallback`'s second controller: what the first one raised that is no `ControlError`, or how its
     decision broke the contract; `None`: it had no decision, and said so properly"""
+    words: Mapping[str, Word] = field(default_factory=dict)
+    """by addressee, a controller: what a leader asks its followers in this step before it decides, or what a
+    follower answers its leader; a leader's is empty when the conversation is over"""
+    iterations: tuple[Iteration, ...] = ()
+    """how an iterative method came to it"""
 
     @property
     def has_sequel(self) -> bool:

@@ -14,6 +14,7 @@ battery that charges and a load that consumes have negative `p_mw`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from math import acos, tan
@@ -26,6 +27,9 @@ from controllers.region import Region
 AXES = ("p_mw", "q_mvar")
 SIDES = 32
 """Corners of the polygon inscribed in a circle of apparent power; P alone reaches the full S."""
+
+ROUNDING = 1e-9
+"""By how much an engine that stops may be above the most from which it does [MW]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,12 @@ class Device(Protocol):
         ...
 
     def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
-        """(p_mw, q_mvar) that it can hold for the coming `every_s` seconds."""
+        """(p_mw, q_mvar) that it can hold for the coming `every_s` seconds; of a device that may be off, the
+        convex hull of its `modes`, between which it can hold nothing."""
+        ...
+
+    def modes(self, state: DeviceState, drive: float | None, every_s: float) -> tuple[Region, ...]:
+        """The convex parts of which it can hold every point, the one that it is in first: on and off."""
         ...
 
     def initial(self) -> DeviceState:
@@ -99,13 +108,31 @@ def band(low: float, high: float) -> Region:
     return Region(AXES, np.array([[1.0, 0.0], [-1.0, 0.0]]), np.array([high, -low]))
 
 
+def cone(power_factor: float) -> Region:
+    """|Q| <= P tan(phi) by a least power factor."""
+    slope = tan(acos(power_factor))
+    return Region(AXES, np.array([[-slope, 1.0], [-slope, -1.0]]), np.zeros(2))
+
+
+def with_origin(region: Region) -> Region:
+    """The convex hull of (0, 0) and a bounded region of positive P: the rows that (0, 0) keeps, and the two
+    tangents from there."""
+    rows = region.over(AXES)
+    corners = rows.vertices()
+    slopes = corners[:, 1] / corners[:, 0]
+    kept = rows.b >= 0
+    # Where there is no Q both tangents are one line, which goes on below P = 0.
+    tangents = np.array([[-slopes.max(), 1.0], [slopes.min(), -1.0], [-1.0, 0.0]])
+    return Region(AXES, np.concatenate([rows.A[kept], tangents]), np.concatenate([rows.b[kept], np.zeros(3)]))
+
+
 def still() -> Region:
     """No injection at all: the default of everything that can stop."""
     return Region.box(p_mw=(0.0, 0.0), q_mvar=(0.0, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Connected:
+class _Connected(ABC):
     """What every kind has, and what most kinds do: no storage, no reactive power of their own accord."""
 
     name: str
@@ -126,6 +153,12 @@ class _Connected:
     def reactive(self, p_mw: float) -> float:
         return 0.0
 
+    def modes(self, state: DeviceState, drive: float | None, every_s: float) -> tuple[Region, ...]:
+        return (self.limits(state, drive, every_s),)
+
+    @abstractmethod
+    def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region: ...
+
     def initial(self) -> DeviceState:
         return DeviceState()
 
@@ -135,14 +168,18 @@ class _Connected:
 
 @dataclass(frozen=True, kw_only=True)
 class PvInverter(_Connected):
-    """Photovoltaic inverter: 0 <= P <= available, P^2 + Q^2 <= S^2."""
+    """Photovoltaic inverter: 0 <= P <= available, P^2 + Q^2 <= S^2, and |Q| <= P tan(phi) where it has a
+    least power factor."""
 
     s_mva: float
+    power_factor: float | None = None
+    """least power factor; 1 means no reactive power, `None` any, also at night"""
     curtailable: ClassVar[bool] = True
 
     @cached_property
     def _circle(self) -> Region:
-        return circle(self.s_mva)
+        own = circle(self.s_mva)
+        return own if self.power_factor is None else own & cone(self.power_factor)
 
     def wish(self, drive: float | None) -> float:
         return min(self.p_mw * drive, self.s_mva) if drive else 0.0
@@ -161,8 +198,7 @@ class WindTurbine(_Connected):
 
     @cached_property
     def _cone(self) -> Region:
-        slope = tan(acos(self.power_factor))
-        return Region(AXES, np.array([[-slope, 1.0], [-slope, -1.0]]), np.zeros(2))
+        return cone(self.power_factor)
 
     def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
         return self._cone & band(0.0, max(self.wish(drive), 0.0))
@@ -242,7 +278,11 @@ class FlexibleLoad(_Connected):
 
 @dataclass(frozen=True, kw_only=True)
 class Generator(_Connected):
-    """Diesel engine or micro-turbine: P_min <= P <= P_max, bounded ramp, P^2 + Q^2 <= S^2."""
+    """Diesel engine or micro-turbine: P_min <= P <= P_max, bounded ramp, P^2 + Q^2 <= S^2 or a range of Q.
+
+    One that can stop is on, within these, or off, P = Q = 0. The ramp counts from and to zero: it starts at
+    no more than its ramp, and stops from no more than that, seed 000 (B4).
+    """
 
     p_min_mw: float
     s_mva: float
@@ -252,18 +292,82 @@ class Generator(_Connected):
     heat_ratio: float = 0.0
     """heat [MW] that comes with each MW of power; 0: none that is used"""
     p_start_mw: float | None = None
-    """power before the first step; `p_min_mw` if not given"""
+    """power before the first step; `p_min_mw` if not given, 0: off"""
+    can_stop: bool = False
+    """whether it may be off; `p_min_mw` is above 0 then, so that its power says whether it is"""
+    start_up_cost: float = 0.0
+    """of each start [$]"""
+    q_mvar: tuple[float, float] | None = None
+    """reactive power while it runs, 0 among it, whatever `s_mva` is; `None`: what its circle leaves"""
+
+    @cached_property
+    def most_mw(self) -> float:
+        """The most that it injects: rated power, within the circle where that counts."""
+        return self.p_mw if self.q_mvar is not None else min(self.p_mw, self.s_mva)
+
+    def wish(self, drive: float | None) -> float:
+        if self.can_stop and not drive:
+            return 0.0
+        return max(self.p_mw * (drive or 0.0), self.p_min_mw)
+
+    def runs(self, p_mw: float) -> bool:
+        """Whether it is on, by its power, which may have been measured."""
+        return not self.can_stop or p_mw > self.p_min_mw / 2
+
+    def running(self, low_mw: float, high_mw: float) -> Region:
+        """(p_mw, q_mvar) while it is on, between two powers."""
+        if self.q_mvar is None:
+            return self._circle & band(low_mw, high_mw)
+        return Region.box(p_mw=(low_mw, high_mw), q_mvar=self.q_mvar)
+
+    def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
+        modes = self.modes(state, drive, every_s)
+        if len(modes) == 1:
+            return modes[0]
+        return with_origin(modes[0] if self.runs(state.p_mw) else modes[1])
+
+    def modes(self, state: DeviceState, drive: float | None, every_s: float) -> tuple[Region, ...]:
+        if not self.runs(state.p_mw):
+            return still(), self.running(self.p_min_mw, min(self.start_mw(every_s), self.p_mw))
+        on = self._on(state.p_mw, every_s)
+        may_stop = self.can_stop and state.p_mw <= self.start_mw(every_s) + ROUNDING
+        return (on, still()) if may_stop else (on,)
+
+    def ramp_mw(self, every_s: float) -> float:
+        """By how much its power may change from one step of `every_s` seconds to the next."""
+        return self.ramp_mw_per_min * every_s / 60
+
+    def start_mw(self, every_s: float) -> float:
+        """The most at which it starts, and from which it stops: its ramp (B4), at least its least power,
+        without which it could never run where steps are short."""
+        return max(self.ramp_mw(every_s), self.p_min_mw)
+
+    def _on(self, before_mw: float, every_s: float) -> Region:
+        step = self.ramp_mw(every_s)
+        low = max(self.p_min_mw, before_mw - step)
+        # One that has tripped comes back at its least power, whatever its ramp.
+        return self.running(low, max(low, min(self.p_mw, before_mw + step)))
+
+    def initial(self) -> DeviceState:
+        return DeviceState(p_mw=self.p_min_mw if self.p_start_mw is None else self.p_start_mw)
 
     @cached_property
     def _circle(self) -> Region:
         return circle(self.s_mva)
 
-    def wish(self, drive: float | None) -> float:
-        return max(self.p_mw * (drive or 0.0), self.p_min_mw)
+
+@dataclass(frozen=True, kw_only=True)
+class StaticVarCompensator(_Connected):
+    """Static var compensator: Q within a range that has 0 in it, no active power."""
+
+    q_mvar: tuple[float, float]
+    """least and greatest reactive power"""
+    p_mw: float = 0.0
+    """it has none"""
+
+    @cached_property
+    def _range(self) -> Region:
+        return Region.box(p_mw=(0.0, 0.0), q_mvar=self.q_mvar)
 
     def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
-        step = self.ramp_mw_per_min * every_s / 60
-        return self._circle & band(max(self.p_min_mw, state.p_mw - step), min(self.p_mw, state.p_mw + step))
-
-    def initial(self) -> DeviceState:
-        return DeviceState(p_mw=self.p_min_mw if self.p_start_mw is None else self.p_start_mw)
+        return self._range

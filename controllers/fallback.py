@@ -15,6 +15,7 @@ from controllers.contract import (
     memory_of,
     recall_of,
 )
+from controllers.roles import Sight, followers_of, sight_of
 
 
 def _any(decision: Decision, observation: Observation) -> None:
@@ -59,6 +60,21 @@ class Fallback:
             raise also from why
         said = None if mistake is None else f"{type(mistake).__name__}: {mistake}"
         return replace(decision, origin=Origin.FALLBACK, mistake=said)
+
+    @property
+    def followers(self) -> tuple[str, ...]:
+        """Whom the first one leads; what the second one decides, it decides alone."""
+        return followers_of(self.first)
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is to be led."""
+        return getattr(self.first, "follows", False) is True
+
+    @property
+    def sight(self) -> Sight | None:
+        """What both are shown: as much as the first one."""
+        return sight_of(self.first)
 
     def memory(self) -> object:
         """Of both; `None` if neither remembers anything."""

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from math import hypot
+
 import numpy as np
 
 from controllers.contract import Infeasible, Instruction, Setpoint
-from controllers.devices import AXES, Battery, Device, DeviceState, Generator, band, circle
+from controllers.devices import (
+    AXES,
+    Battery,
+    Device,
+    DeviceState,
+    FlexibleLoad,
+    Generator,
+    PvInverter,
+    StaticVarCompensator,
+    WindTurbine,
+    band,
+    circle,
+    with_origin,
+)
 from controllers.region import Region
 
 _BOX = Region.box(p_mw=(0.0, 0.0), q_mvar=(0.0, 0.0)).A
@@ -15,14 +30,30 @@ FINE_MW = 1e-6
 
 
 def rating_of(device: Device) -> Region:
-    """(p_mw, q_mvar) that a device reaches in some state and weather, up to its nameplate."""
+    """(p_mw, q_mvar) that a device reaches in some state and weather, up to its nameplate; of one that may be
+    off, what is in between too, where it comes as close as it can."""
     match device:
         case Battery():
             return circle(device.s_mva) & band(-device.p_mw, device.p_mw)
         case Generator():
-            return circle(device.s_mva) & band(device.p_min_mw, device.p_mw)
+            runs = device.running(device.p_min_mw, device.most_mw)
+            return with_origin(runs) if device.can_stop else runs
         case _:
             return device.limits(DeviceState(), 1.0, 1.0)
+
+
+def apparent_mva(device: Device) -> float:
+    """The greatest apparent power [MVA] that a device can have at its terminals."""
+    match device:
+        case WindTurbine() | FlexibleLoad():
+            return device.p_mw / device.power_factor
+        case Generator() if device.q_mvar is not None:
+            return hypot(device.p_mw, max(map(abs, device.q_mvar)))
+        case StaticVarCompensator():
+            return max(map(abs, device.q_mvar))
+        case Battery() | PvInverter() | Generator():
+            return max(device.s_mva, device.p_mw)
+    return device.rating_mw
 
 
 class Rating:

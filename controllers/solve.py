@@ -364,6 +364,16 @@ class Conic:
             Infeasible: no x satisfies the cones, or the objective has no end.
             SolverFailed: Clarabel ended without a usable answer.
         """
+        return self.optimum(q, b).x
+
+    def optimum(self, q: Array | None = None, b: Array | None = None) -> ConicOptimum:
+        """The best x with its duals; see `minimize`.
+
+        Raises:
+            NoPoint: no x satisfies the cones, with the proof.
+            Infeasible: the objective has no end.
+            SolverFailed: Clarabel ended without a usable answer.
+        """
         q = self._q if q is None else np.asarray(q, dtype=float)
         b = self._b if b is None else np.asarray(b, dtype=float)
         self._solver.update(q=q, b=b)
@@ -373,13 +383,36 @@ class Conic:
             answer = self._careful.solve()
         match str(answer.status):
             case "Solved":
-                return np.array(answer.x, dtype=float)
+                x, duals = np.array(answer.x, dtype=float), np.array(answer.z, dtype=float)
+                return ConicOptimum(x, float(answer.obj_val), float(answer.obj_val_dual), duals)
             case "PrimalInfeasible" | "AlmostPrimalInfeasible":
-                raise Infeasible("no point satisfies the constraints")
+                raise NoPoint("no point satisfies the constraints", np.array(answer.z, dtype=float))
             case "DualInfeasible" | "AlmostDualInfeasible":
                 raise Infeasible("the objective has no bound: a limit is missing")
             case status:
                 raise SolverFailed(f"Clarabel ended with {status!r}; look at the problem's scaling")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConicOptimum:
+    """The answer to a conic program."""
+
+    x: Array
+    """(n,)"""
+    value: float
+    """of the objective"""
+    bound: float
+    """of the dual's: nothing is better, but for the solver's tolerance"""
+    duals: Array
+    """(m,) in the dual cones"""
+
+
+class NoPoint(Infeasible):
+    """No point satisfies the cones, since `certificate` y lies in the dual cones with y'A = 0 and y'b < 0."""
+
+    def __init__(self, message: str, certificate: Array) -> None:
+        super().__init__(message)
+        self.certificate = certificate
 
 
 _CONES: dict[str, Any] = {
@@ -417,3 +450,65 @@ def integer(
     _require_optimal(solver, status)
     x = np.array(solver.getSolution().col_value, dtype=float)
     return np.where(whole, np.round(x), x)
+
+
+class MixedLinear:
+    """`min c.x` subject to `row_low <= A x <= row_high`, `low <= x <= high`, some of x whole, by HiGHS.
+
+    Rows can be added between solves.
+
+    Args:
+        c, low, high, whole: (n,). A: (rows, n). row_low, row_high: (rows,); infinite where there is no bound.
+        gap: how far the answer may be from the best one, relative to it.
+    """
+
+    def __init__(
+        self,
+        c: Array,
+        A: sparse.csr_array,
+        row_low: Array,
+        row_high: Array,
+        low: Array,
+        high: Array,
+        whole: npt.NDArray[np.bool_],
+        *,
+        gap: float = FEASIBILITY,
+        time_limit_s: float = TIME_LIMIT_S,
+    ) -> None:
+        self._solver = _model(c, A, row_low, row_high, low, high, time_limit_s, whole=whole)
+        self._solver.changeObjectiveSense(highspy.ObjSense.kMinimize)
+        self._solver.setOptionValue("mip_rel_gap", gap)
+        self._whole, self._time_limit_s = whole, time_limit_s
+
+    def add(self, A: sparse.csr_array, row_high: Array) -> None:
+        """More rows `A x <= row_high`."""
+        rows = sparse.csr_array(A)
+        starts, at = rows.indptr[:-1].astype(np.int32), rows.indices.astype(np.int32)
+        low = np.full(len(row_high), -np.inf)
+        self._solver.addRows(len(row_high), low, row_high, rows.nnz, starts, at, rows.data)
+
+    def minimize(self, start: Array | None = None) -> tuple[Array, float]:
+        """The best x (n,), whole exactly where it has to be, and a bound that no x is below.
+
+        Args:
+            start: (n,) where to begin; a better one is looked for.
+
+        Raises:
+            Infeasible: no such x satisfies the rows, or the objective has no end.
+            SolverFailed: HiGHS ended without an answer.
+        """
+        if start is not None:
+            first = highspy.HighsSolution()
+            first.col_value = list(start)
+            self._solver.setSolution(first)
+        # HiGHS compares the limit with the time of all its runs so far.
+        self._solver.setOptionValue("time_limit", self._solver.getRunTime() + self._time_limit_s)
+        self._solver.run()
+        status, ends = self._solver.getModelStatus(), highspy.HighsModelStatus
+        if status in (ends.kUnbounded, ends.kUnboundedOrInfeasible):
+            raise Infeasible("no integer point satisfies the rows, or the objective has no bound")
+        _require_optimal(self._solver, status)
+        x = np.array(self._solver.getSolution().col_value, dtype=float)
+        info = self._solver.getInfo()
+        bound = info.mip_dual_bound if self._whole.any() else info.objective_function_value
+        return np.where(self._whole, np.round(x), x), float(bound)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from controllers.contract import Controller, memory_of, recall_of
+from controllers.roles import Sight, followers_of, sight_of
 
 
 class Wrapper:
@@ -26,6 +27,21 @@ class Wrapper:
     def intervals(self) -> int:
         """How many coming steps it looks at."""
         return int(getattr(self.inner, "intervals", 1))
+
+    @property
+    def followers(self) -> tuple[str, ...]:
+        """Whom it leads."""
+        return followers_of(self.inner)
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is to be led."""
+        return getattr(self.inner, "follows", False) is True
+
+    @property
+    def sight(self) -> Sight | None:
+        """What it is shown."""
+        return sight_of(self.inner)
 
     def memory(self) -> object:
         """What `inner` remembers."""

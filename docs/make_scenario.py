@@ -52,6 +52,7 @@ PARTS = (
     ("GridPart", "`grid`"),
     ("LimitsPart", "`grid.limits`"),
     ("Edit", "`grid.edits`, a list"),
+    ("CurtailablePart", "`grid.curtailable`"),
     ("ForecastPart", "`forecast`"),
     ("PvProfile", "`profiles`, kind `pv`"),
     ("WindProfile", "`profiles`, kind `wind`"),
@@ -63,6 +64,7 @@ PARTS = (
     ("BatteryPart", "`devices`, kind `battery`"),
     ("LoadPart", "`devices`, kind `flexible-load`"),
     ("GeneratorPart", "`devices`, kinds `diesel` and `micro-turbine`"),
+    ("SvcPart", "`devices`, kind `svc`"),
     ("Box", "`default` of a device"),
     ("ViaPart", "`via` of a device"),
     ("MqttWay", "`via.mqtt` of a device"),
@@ -76,6 +78,7 @@ PARTS = (
     ("ControllerPart", "`controllers`, a list"),
     ("CertifiedPart", "`certified` of a controller"),
     ("RollingPart", "`rolling` of a controller"),
+    ("ConversationPart", "`conversation` of a controller"),
     ("MemoryBusPart", "`bus`, kind `memory`"),
     ("EmbeddedBusPart", "`bus`, kind `embedded`"),
     ("MqttBusPart", "`bus`, kind `mqtt`"),
@@ -99,6 +102,7 @@ PARTS = (
     ("DurationBelow", "`expect`, durations"),
     ("CurtailedBelow", "`expect`, `what: curtailed_mwh`"),
     ("UnservedBelow", "`expect`, `what: unserved_mwh`"),
+    ("GapBelow", "`expect`, `what: gap`"),
     ("DivergenceBelow", "`expect`, `what: divergence_mw`"),
 )
 """Parts in the order of the page; a part of the schema that is not named here is an error."""

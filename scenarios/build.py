@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from controllers.fallback import Fallback
 from controllers.network import Limits, PowerFlow
 from controllers.rating import Rating, rating_of
 from controllers.regulators import Regulator
+from controllers.roles import followers_of, sight_of
 from controllers.site import Load, Site
 from scenarios.check import ScenarioInvalid, problem_at
 from scenarios.corrections import without_room
@@ -31,6 +32,7 @@ from scenarios.coverage import covering, looks_ahead, period, uncovered
 from scenarios.equipment import device_of, regulator_of
 from scenarios.faults import faults_of, line_of
 from scenarios.grids import GridError, bus_of, load_grid
+from scenarios.leading import following_problems, member
 from scenarios.load import Draft, Keys
 from scenarios.microgrids import breaker_of, followers, microgrid_of
 from scenarios.options import blamed
@@ -39,12 +41,12 @@ from scenarios.schema import (
     HERE,
     CapacitorBankPart,
     ControllerPart,
+    ConversationPart,
     GridPart,
     MemoryBusPart,
     Scenario,
 )
 from simulators.clock import Mode
-from simulators.controller import Seat
 from simulators.deadline import Deadline
 from simulators.decisions import check
 from simulators.faults import Fault
@@ -56,7 +58,12 @@ from simulators.per_unit import PLACED, NetworkRefused, per_unit
 from simulators.power_flow import PandapowerEngine, PowerGridModelEngine
 from simulators.profiles import Driven
 from simulators.regulated import at_rest, require_place
+from simulators.seats import Seat, Terms
 
+CONVERSATION_SHARE = 0.5
+"""Part of a step of the wall clock for which a leader may talk with its followers, if not given."""
+FAST_CONVERSATION_S = 600.0
+"""The same where the clock sets no limit."""
 _STATIC = {"load": -1.0, "sgen": 1.0, "storage": -1.0}
 """pandapower tables that become loads of the site, with the sign that makes injection positive."""
 
@@ -108,7 +115,7 @@ def build(draft: Draft, scenario: Scenario, *, only: Set[str] | None = None) -> 
     Raises:
         ScenarioInvalid: a grid or controller that refuses what it is given.
     """
-    net = _net(draft, scenario.grid)
+    net = net_of(draft, scenario.grid)
     devices = {part.name: device_of(part, bus_of(net, part.bus)) for part in scenario.devices}
     _require_defaults(draft, scenario, devices)
     regulators = {part.name: regulator_of(part, net) for part in scenario.regulators}
@@ -152,6 +159,7 @@ def build(draft: Draft, scenario: Scenario, *, only: Set[str] | None = None) -> 
     wanted = [i for i, part in enumerate(scenario.controllers) if only is None or part.name in only]
     in_order = [_seat(draft, scenario, site, i, faults) for i in wanted]
     if only is None:
+        in_order = _led(draft, scenario, in_order)
         _require_periods(draft, scenario, in_order)
         _require_room(draft, scenario, in_order)
     seats = tuple(sorted(in_order, key=lambda seat: not _goes_first(seat.controller)))
@@ -221,7 +229,12 @@ def _refused(draft: Draft, keys: Keys, value: Any, advice: str) -> ScenarioInval
     return ScenarioInvalid(draft.origin, [problem_at(draft, keys, value, advice)])
 
 
-def _net(draft: Draft, grid: GridPart) -> pandapowerNet:
+def net_of(draft: Draft, grid: GridPart) -> pandapowerNet:
+    """The grid with its edits.
+
+    Raises:
+        ScenarioInvalid: no such grid, or an edit that does not fit it.
+    """
     try:
         net = load_grid(grid.network, draft.folder)
     except GridError as error:
@@ -335,7 +348,42 @@ def _seat(draft: Draft, scenario: Scenario, site: Site, i: int, faults: Sequence
             advice = f"{part.uses} looks {asked} steps ahead, but a forecast covers {covered}; raise it"
             advice += f", or ask it more often than each {steps} steps" if asked == steps > 1 else ""
             raise _refused(draft, ("forecast", "intervals"), covered, advice)
-    return Seat(part.name, controller, steps, part.valid_for or 2 * steps * scenario.every)
+    return Seat(
+        part.name,
+        controller,
+        steps,
+        part.valid_for or 2 * steps * scenario.every,
+        followers=followers_of(controller),
+        sight=sight_of(controller),
+        terms=_terms(scenario, part.conversation or ConversationPart()),
+    )
+
+
+def _terms(scenario: Scenario, part: ConversationPart) -> Terms:
+    """How long a conversation may take by the wall clock: a paced step has to leave its leader time to
+    decide, and its run time for the rest."""
+    speed = {Mode.FAST: None, Mode.LIVE: 1.0, Mode.SCALED: scenario.clock.factor}[scenario.clock.mode]
+    step_s = scenario.every.total_seconds()
+    within_s = FAST_CONVERSATION_S if speed is None else CONVERSATION_SHARE * step_s / speed
+    if part.within is not None:
+        within_s = part.within.total_seconds()
+    return Terms(part.most_turns, within_s)
+
+
+def _led(draft: Draft, scenario: Scenario, seats: Sequence[Seat]) -> list[Seat]:
+    """The seats, with the leaders of those that are led.
+
+    Raises:
+        ScenarioInvalid: whoever is led is not there, or not to be led.
+    """
+    members = [
+        member(("controllers", i), part.name, seat.controller, part.options, part.every or scenario.every)
+        for i, (seat, part) in enumerate(zip(seats, scenario.controllers, strict=True))
+    ]
+    for keys, value, advice in following_problems(members):
+        raise _refused(draft, keys, value, advice)
+    leaders = {name: seat.name for seat in seats for name in seat.followers}
+    return [replace(seat, leader=leaders.get(seat.name)) for seat in seats]
 
 
 def _spoiled(

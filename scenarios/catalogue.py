@@ -29,7 +29,7 @@ def controllers() -> list[dict[str, Any]]:
         for name, cls in inspect.getmembers(module, inspect.isclass):
             # Of a wrapper they are those of the method inside, which only an object has.
             sources = getattr(cls, "sources", None)
-            if cls.__module__ == info.name and isinstance(sources, tuple):
+            if cls.__module__ == info.name and hasattr(cls, "step") and isinstance(sources, tuple):
                 found.append(
                     {
                         "name": f"{info.name}:{name}",

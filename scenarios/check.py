@@ -14,11 +14,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from bridges.bus import shown
-from scenarios.conversations import Speaker, conversation_problems
+from scenarios.conversations import OURS, Speaker, conversation_problems
 from scenarios.external import misplaced as misplaced_outside
 from scenarios.faults import misplaced as misplaced_faults
 from scenarios.faults import misplaced_in
 from scenarios.grids import GridError, bus_of, load_grid
+from scenarios.leading import Member, following_problems, follows, microgrid_problems, named
 from scenarios.load import Draft, Keys
 from scenarios.microgrids import misplaced_devices, named_twice, not_prices, out_of_sight
 from scenarios.options import misplaced, mistakes
@@ -395,6 +396,7 @@ def _conversations(draft: Draft) -> Iterator[Problem]:
     """What keeps controllers from talking about the microgrids; where a class is not found, it may have any
     part."""
     speakers, complete = [], True
+    members, sure = [], True
     for keys, item in _items(draft.raw, "controllers"):
         classes = []
         for uses in (item.get(key) for key in ("uses", "fallback") if item.get(key) is not None):
@@ -409,9 +411,23 @@ def _conversations(draft: Draft) -> Iterator[Problem]:
         except ValidationError:
             every = None
         speakers.append(Speaker(keys, str(item.get("name")), tuple(classes), microgrid, every))
+        known = follows(classes[0]) if len(classes) == 1 + (item.get("fallback") is not None) else None
+        leads = named(keys, options)
+        members.append(Member(keys, str(item.get("name")), leads, known, every))
+        # Another package's class may know by itself whom it leads, which the build sees.
+        ours = all(cls.__module__.partition(".")[0] == OURS for cls in classes)
+        sure = sure and known is not None and (ours or known or bool(leads))
     grids = {str(item.get("name")): keys for keys, item in _items(draft.raw, "microgrids")}
     for where, value, advice in conversation_problems(speakers, grids, complete=complete):
         yield problem_at(draft, where, _SILENT if value is None else value, advice)
+    wrong = [*following_problems(members, complete=sure)]
+    for keys, item in _items(draft.raw, "controllers"):
+        wrong += microgrid_problems(keys, item.get("options"), list(grids))
+        if item.get("conversation") is not None and not named(keys, item.get("options")):
+            advice = "is of a leader, and this controller names no `followers` in its options; leave it out"
+            wrong.append(((*keys, "conversation"), item["conversation"], advice))
+    for where, value, advice in wrong:
+        yield problem_at(draft, where, value, advice)
 
 
 def _options(draft: Draft, keys: Keys, key: str, item: dict[str, Any], cls: type[Any]) -> Iterator[Problem]:

@@ -159,7 +159,7 @@ def envelopes(
     """Print and draw the envelopes of every method for one instant, with certificate and fairness."""
     from importlib.util import find_spec
 
-    from controllers.envelopes.static_limits import apparent_mva
+    from controllers.rating import apparent_mva
     from scenarios import envelope_picture, envelope_report
     from scenarios.build import build
     from scenarios.check import ScenarioInvalid

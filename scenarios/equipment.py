@@ -11,6 +11,7 @@ from controllers.devices import (
     FlexibleLoad,
     Generator,
     PvInverter,
+    StaticVarCompensator,
     WindTurbine,
     still,
 )
@@ -26,6 +27,7 @@ from scenarios.schema import (
     GeneratorPart,
     LoadPart,
     PvPart,
+    SvcPart,
     TapChangerPart,
     WindPart,
 )
@@ -45,7 +47,14 @@ def device_of(part: AnyDevice, bus: str) -> Device:
                 part.s_mva if part.weight is None else part.weight,
                 _region(part.default, still()),
             )
-            return PvInverter(**common, s_mva=part.s_mva, p_mw=p_mw, weight=weight, default=default)
+            return PvInverter(
+                **common,
+                s_mva=part.s_mva,
+                p_mw=p_mw,
+                power_factor=part.power_factor,
+                weight=weight,
+                default=default,
+            )
         case WindPart():
             default = _region(part.default, still())
             return WindTurbine(
@@ -83,7 +92,7 @@ def device_of(part: AnyDevice, bus: str) -> Device:
                 default=_region(part.default, otherwise),
             )
         case GeneratorPart():
-            idle = Region.box(p_mw=(0.0, part.p_min_mw), q_mvar=(0.0, 0.0))
+            idle = still() if part.can_stop else Region.box(p_mw=(0.0, part.p_min_mw), q_mvar=(0.0, 0.0))
             return Generator(
                 **common,
                 p_mw=part.p_mw,
@@ -93,8 +102,18 @@ def device_of(part: AnyDevice, bus: str) -> Device:
                 cost_per_mwh=part.cost_per_mwh,
                 heat_ratio=part.heat_ratio,
                 p_start_mw=part.p_start_mw,
+                can_stop=part.can_stop,
+                start_up_cost=part.start_up_cost,
+                q_mvar=part.q_mvar,
                 weight=part.weight or part.p_mw,
                 default=_region(part.default, idle),
+            )
+        case SvcPart():
+            return StaticVarCompensator(
+                **common,
+                q_mvar=part.q_mvar,
+                weight=part.weight or 1.0,
+                default=_region(part.default, still()),
             )
     assert_never(part)
 

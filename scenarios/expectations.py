@@ -180,6 +180,19 @@ class UnservedBelow(_Part):
         return f"unserved_mwh below {self.below:g}"
 
 
+class GapBelow(_Part):
+    """Iterative methods prove how good their decisions are."""
+
+    what: Literal["gap"]
+    below: NotNegative
+    """greatest relative distance of the last bounds of a decision"""
+    share: Share = 1.0
+    """least share of the decisions with iterations"""
+
+    def __str__(self) -> str:
+        return f"gap below {self.below:g} for {percent(self.share)}"
+
+
 class DivergenceBelow(_Part):
     """Real devices are close to the twins beside them."""
 
@@ -203,6 +216,7 @@ AnyExpectation = (
     | DurationBelow
     | CurtailedBelow
     | UnservedBelow
+    | GapBelow
     | DivergenceBelow
 )
 Expectation = Annotated[AnyExpectation, Field(discriminator="what")]

@@ -120,6 +120,9 @@ def _sunspec(raw: dict[str, Any], devices: list[tuple[Keys, dict[str, Any]]]) ->
         taken.setdefault(place, item.get("name"))
         if item.get("kind") == "flexible-load":
             yield (*keys, "via"), item["via"], "model 704 has no controls for loads; take mqtt"
+        if item.get("kind") == "svc":
+            advice = "has no active power, of which model 702 tells the rating; take mqtt"
+            yield (*keys, "via"), item["via"], advice
     yield from _too_short(raw)
 
 

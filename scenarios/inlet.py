@@ -17,7 +17,8 @@ from bridges.publisher import Publisher
 from bridges.rounds import Rounds
 from bridges.wire import BadMessage, Meas
 from controllers.contract import Instruction
-from controllers.devices import Battery, Device
+from controllers.devices import Battery, Device, FlexibleLoad, WindTurbine
+from controllers.rating import apparent_mva
 from controllers.register import AHEAD
 from simulators.clock import Clock
 from simulators.devices import Receipt
@@ -226,8 +227,9 @@ class BusInlet:
 def believable(device: Device) -> tuple[float, float | None]:
     """Most apparent power [MVA] and stored energy [MWh] that a device is believed to measure; `None`: it has
     no store."""
-    rated_mw = device.rating_mw
-    s_mva = max(rated_mw / max(getattr(device, "power_factor", 1.0), 0.1), getattr(device, "s_mva", 0.0))
+    s_mva = apparent_mva(device)
+    if isinstance(device, WindTurbine | FlexibleLoad):  # a power factor near 0 would let it say anything
+        s_mva = min(s_mva, 10 * device.p_mw)
     return BELIEVED * s_mva, BELIEVED * device.e_mwh if isinstance(device, Battery) else None
 
 

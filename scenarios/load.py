@@ -81,6 +81,11 @@ def load(which: str, changes: Sequence[str] = (), folder: Path | None = None) ->
     _name_twins(draft.raw)
     if draft.raw.get("fleets"):
         _muster(draft.raw, draft.folder)
+    grid = draft.raw.get("grid")
+    if isinstance(grid, dict) and grid.get("curtailable") is not None:
+        from scenarios.curtailable import release  # which needs pandapower
+
+        release(draft, grid)
     return draft
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from controllers.contract import Kind
 from scenarios.build import Built
 from scenarios.session import Observer
-from simulators.controller import Turn
 from simulators.devices import Obedience
 from simulators.recorder import Progress
+from simulators.seats import Turn
 from simulators.tables import Outcome
 
 if TYPE_CHECKING:

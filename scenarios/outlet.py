@@ -23,9 +23,9 @@ from controllers.devices import still
 from scenarios.inlet import BusInlet, Ways, on_wall, simulated
 from scenarios.schema import AnyBus, EmbeddedBusPart, MemoryBusPart, MqttBusPart
 from simulators.clock import Clock
-from simulators.controller import Turn
 from simulators.devices import Receipt
 from simulators.outbox import Withheld
+from simulators.seats import Turn
 
 CONTROLLER = "controller"
 """Whose certificate the run shows."""

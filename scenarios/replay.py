@@ -28,14 +28,14 @@ from scenarios.plain import difference
 from scenarios.resume import recorded
 from scenarios.schema import HERE
 from scenarios.traffic import TRAFFIC, BadTraffic, lines
-from simulators.controller import Seat
 from simulators.deadline import Deadline
 from simulators.decisions import decide
 from simulators.faulty import FaultyController
 from simulators.journal import NoTables, batches
+from simulators.seats import Seat
 
 KEPT = 3
-"""Answers after which it is known what a controller remembered: a run that is killed forgets its last one."""
+"""Steps after which it is known what a controller remembered: a run that is killed forgets its last one."""
 
 
 class NothingToReplay(Exception):
@@ -169,10 +169,16 @@ class _Replay:
         except (BadMessage, LookupError, TypeError, AttributeError) as error:
             raise BadTraffic(f"what {name} was asked in step {step} is damaged: {error}") from None
         try:
-            answer = conversation.answer(name, decide(controller, observation, self._site))
+            seat = self._seats[name]
+            said = decide(controller, observation, self._site, to=seat.listeners)
+            answer = conversation.answer(name, said)
         except BaseException as error:  # as in the run: whatever it raises is its answer
             answer = conversation.answer(name, error)
-        self._memories[name].append((step, memory_of(controller)))
+        remembered = self._memories[name]
+        # Who leads or is led is asked several times in a step.
+        if remembered and remembered[-1][0] == step:
+            remembered.pop()
+        remembered.append((step, memory_of(controller)))
         now = _plain(msgspec.json.decode(answer))
         if ("complaint" in was) != ("complaint" in now):
             what: str | None = f"{_did(was)}, now {_did(now)}"

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scenarios import certificates, fault_report, microgrid_report
+from scenarios import certificates, fault_report, iteration_report, microgrid_report
 from scenarios.certificates import Checked
 from scenarios.envelope_report import number
 from scenarios.events import EVENTS, read_events
@@ -32,6 +32,7 @@ from scenarios.figures import (
     step_times,
     total,
 )
+from scenarios.iterations import IterationFigures, iterations
 from scenarios.microgrid_report import MicrogridFigures
 from scenarios.plain import plain
 from scenarios.run_directory import Manifest, NotARun, Resumption, RunDirectory
@@ -134,6 +135,8 @@ class Summary:
     sources: tuple[str, ...]
     faults: tuple[FaultSpan, ...] = ()
     """of the scenario, that were on"""
+    iterations: tuple[IterationFigures, ...] = ()
+    """of methods that close in on their decisions"""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON: times as text, what is not known as null."""
@@ -192,6 +195,7 @@ def summary(run_dir: Path) -> Summary:
         verdicts=tuple(_verdicts(run_dir)),
         sources=tuple(manifest.sources),
         faults=fault_report.spans(events),
+        iterations=iterations(run_dir) if steps else (),
     )
 
 
@@ -305,6 +309,8 @@ def _sections(summary: Summary, *, ascii_only: bool, columns: int) -> Iterator[t
         _row(counted, "", f"first {what}: {why}")
     if counted.rows:
         yield "Control", counted
+    if summary.iterations:
+        yield "Iterations", iteration_report.table(summary.iterations)
     if summary.faults and summary.first and summary.last:
         axis = summary.first, summary.last
         yield "Faults", fault_report.table(summary.faults, *axis, ascii_only=ascii_only, columns=columns)

@@ -83,6 +83,16 @@ def _ordered(value: Range) -> Range:
     return value
 
 
+def _around_zero(value: Range) -> Range:
+    if not value[0] <= 0 <= value[1]:
+        raise ValueError(f"goes from {value[0]:g} to {value[1]:g}; 0 has to be among it")
+    return value
+
+
+QRange = Annotated[Range, AfterValidator(_ordered), AfterValidator(_around_zero)]
+"""Reactive power, none of it included."""
+
+
 class ClockPart(Part):
     mode: Mode = Mode.FAST
     """fast: as fast as possible; scaled: `factor` simulated seconds a second; live: real time"""
@@ -119,6 +129,15 @@ class Edit(Part):
     value: Real | bool | str
 
 
+class CurtailablePart(Part):
+    """The net's loads as flexible loads, named `load-INDEX`, which the network's operator may curtail. Each
+    takes what it wants, up to its rating, where nobody tells it otherwise. A load that consumes no active
+    power, or injects reactive power, stays as it is."""
+
+    cost_per_mwh: NotNegative
+    """of energy not served [$/MWh]"""
+
+
 class GridPart(Part):
     network: str
     """`module:function` that returns a pandapower net, a pandapower `.json`, a MATPOWER `.m`,
@@ -131,6 +150,8 @@ class GridPart(Part):
     """what to do when a power flow has no solution: record or abort"""
     profiles: dict[Literal["load", "sgen"], str] = {}
     """profile that the net's loads or static generators follow; without one they stay nominal"""
+    curtailable: CurtailablePart | None = None
+    """whether the net's loads may be curtailed; they join `devices` before the file is checked"""
 
 
 class ForecastPart(Part):
@@ -248,6 +269,8 @@ class PvPart(DevicePart):
     """apparent-power rating of the inverter"""
     p_mw: Positive | None = None
     """rated power of the modules; the inverter's rating if not given"""
+    power_factor: Share | None = None
+    """least power factor; if not given any, also at night"""
     profile: str
 
 
@@ -325,21 +348,60 @@ class GeneratorPart(DevicePart):
     heat_ratio: NotNegative = 0.0
     """heat that comes with each MW of power [MW], for the microgrid's heat demand; 0: none that is used"""
     p_start_mw: NotNegative | None = None
-    """power before the first step; `p_min_mw` if not given"""
+    """power before the first step; `p_min_mw` if not given, 0: off, where it can stop"""
+    can_stop: StrictBool = False
+    """whether it may be off, P = Q = 0. It starts at no more than its ramp in a step, or at `p_min_mw` where
+    that is more, and stops from no more than that. A setpoint of 0 MW stops it, as its own default does"""
+    start_up_cost: NotNegative = 0.0
+    """of each start [$]"""
+    q_mvar: QRange | None = None
+    """least and greatest reactive power while it runs, whatever its power; within `s_mva` if not given"""
 
     @model_validator(mode="after")
     def _check(self) -> GeneratorPart:
+        if self.can_stop and not self.p_min_mw:
+            raise ValueError(
+                "can_stop: with p_min_mw 0 it would be on and off at 0 MW; give p_min_mw above 0, or leave "
+                "can_stop out"
+            )
+        if self.start_up_cost and not self.can_stop:
+            raise ValueError(
+                f"start_up_cost {self.start_up_cost:g} is of an engine that may be off; add can_stop: true"
+            )
+        if self.q_mvar is not None and self.s_mva is not None:
+            raise ValueError("has both s_mva and q_mvar, which limit its reactive power; keep one")
         if self.p_min_mw > self.p_mw:
             raise ValueError(f"p_min_mw {self.p_min_mw:g} is more than p_mw {self.p_mw:g}")
         if self.s_mva is not None and self.p_min_mw > self.s_mva:
             raise ValueError(f"p_min_mw {self.p_min_mw:g} is more than s_mva {self.s_mva:g}")
-        most = min(self.p_mw, self.s_mva or self.p_mw)
-        if self.p_start_mw is not None and not self.p_min_mw <= self.p_start_mw <= most:
-            raise ValueError(f"p_start_mw {self.p_start_mw:g} is not from {self.p_min_mw:g} to {most:g}")
+        most, off = min(self.p_mw, self.s_mva or self.p_mw), self.can_stop and self.p_start_mw == 0
+        if self.p_start_mw is not None and not off and not self.p_min_mw <= self.p_start_mw <= most:
+            or_off = ", nor 0, which is off" if self.can_stop else ""
+            raise ValueError(
+                f"p_start_mw {self.p_start_mw:g} is not from {self.p_min_mw:g} to {most:g}{or_off}"
+            )
         return self
 
 
-AnyDevice = Annotated[PvPart | WindPart | BatteryPart | LoadPart | GeneratorPart, Field(discriminator="kind")]
+class SvcPart(DevicePart):
+    """A static var compensator: reactive power alone."""
+
+    kind: Literal["svc"]
+    q_mvar: QRange
+    """least and greatest reactive power"""
+
+    @model_validator(mode="after")
+    def _check(self) -> SvcPart:
+        if self.profile is not None:
+            raise ValueError(f"profile {self.profile!r} has nothing to scale: it has no active power")
+        if self.default is not None and any(self.default.p_mw):
+            raise ValueError(f"default p_mw {list(self.default.p_mw)}: it has no active power; give q_mvar")
+        return self
+
+
+AnyDevice = Annotated[
+    PvPart | WindPart | BatteryPart | LoadPart | GeneratorPart | SvcPart, Field(discriminator="kind")
+]
 
 
 class TapChangerPart(Part):
@@ -525,6 +587,18 @@ def _switched(value: Any) -> Any:
 HERE, OWN = "here", "own"
 
 
+class ConversationPart(Part):
+    """How long a leader may talk with its followers in one step. When either is over it has to decide with
+    what it was told."""
+
+    most_turns: Annotated[int, Field(ge=1, le=100_000)] = 500
+    """how often it may ask them"""
+    within: Duration | None = None
+    """of the wall clock, for all turns together, from when the controllers of the step begin to be asked;
+    half a step if not given, and 10min with the clock `fast`. No turn takes more than half of what is left,
+    and no answer longer than its follower's `deadline`"""
+
+
 class ControllerPart(Part):
     name: Name
     uses: Annotated[str, Field(pattern=r"^[^:]+:[A-Za-z_]\w*$")]
@@ -551,6 +625,8 @@ class ControllerPart(Part):
         Field(json_schema_extra=lambda schema: schema["anyOf"].insert(0, {"type": "boolean"})),
     ] = None
     """whether a method of envelopes publishes a schedule for the coming intervals, and how"""
+    conversation: ConversationPart | None = None
+    """of a leader, which has the option `followers`: how long it may talk with them in each step"""
     process: Name = HERE
     """where it computes: `here`, in the run's own process; `own`, in one of its own, named like it; or the
     name of a process, which all controllers share that name it. It talks over the bus, so not `kind: memory`

@@ -139,6 +139,9 @@ def capability_of(device: Device) -> Capability:
                 e_mwh=device.e_mwh,
                 storage=True,
             )
+        case Generator() if device.q_mvar is not None:
+            low, high = device.q_mvar
+            return Capability(p_max_mw=device.p_mw, q_max_mvar=high, q_min_mvar=low)
         case PvInverter() | Generator():
             s = device.s_mva
             return Capability(p_max_mw=min(device.p_mw, s), s_mva=s, q_max_mvar=s, q_min_mvar=-s)

@@ -27,7 +27,7 @@ from scenarios.load import Draft
 from scenarios.outlet import connect
 from scenarios.remote import Task
 from scenarios.schema import HERE, MqttBusPart, Scenario
-from simulators.controller import Seat
+from simulators.seats import Seat
 
 RESTARTS = 3
 """How often a process is started again in a run."""
@@ -83,12 +83,23 @@ class StandIn:
                 waited for that cannot come.
             ControlError, Exception: what the controller has raised.
         """
-        if self.begun is None and self.away():
-            raise Late(f"process {self.process} cannot be asked: a fault has taken the broker away")
-        message = conversation.ask(self.name, observation)
         left_s = self.deadline_s
         if self.begun is not None:
             left_s -= time.monotonic() - self.begun()
+        return self._asked(observation, left_s)
+
+    def step_within(self, observation: Observation, within_s: float) -> Decision:
+        """The decision in a turn of a conversation: its own deadline counts for each turn anew.
+
+        Raises:
+            Late, Lost, ControlError, Exception: see `step`.
+        """
+        return self._asked(observation, min(self.deadline_s, within_s))
+
+    def _asked(self, observation: Observation, left_s: float) -> Decision:
+        if self.begun is None and self.away():
+            raise Late(f"process {self.process} cannot be asked: a fault has taken the broker away")
+        message = conversation.ask(self.name, observation)
         asked = self.asking.ask(self.process, message, left_s)
         try:
             reply = asyncio.run_coroutine_threadsafe(asked, self.loop).result()
@@ -163,7 +174,7 @@ class Supervisor:
                     *(seat.name, part.process_name, deadline_s, self._asking, loop, self._late, begun),
                     away=self._away,
                 )
-                seat = replace(seat, controller=other)
+                seat = replace(seat, controller=other, process=part.process_name)
             found.append(seat)
         return tuple(found)
 

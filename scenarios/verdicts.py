@@ -24,6 +24,7 @@ from scenarios.expectations import (
     DurationBelow,
     EnvelopeRespected,
     Expectation,
+    GapBelow,
     InterchangeRespected,
     LoadingBelow,
     OriginShare,
@@ -57,6 +58,7 @@ from scenarios.findings import (
     stamp,
     unfounded,
 )
+from scenarios.iterations import gap
 from scenarios.microgrid_verdicts import interchange_respected, unserved
 from scenarios.plain import write_json
 from simulators.journal import replacing
@@ -102,6 +104,8 @@ def evaluate(run_dir: Path, expectation: AnyExpectation) -> Verdict:
             return interchange_respected(run_dir, expectation)
         case UnservedBelow():
             return unserved(run_dir, expectation)
+        case GapBelow():
+            return gap(run_dir, expectation)
         case DivergenceBelow():
             return divergence(run_dir, expectation)
         case _:

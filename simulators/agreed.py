@@ -11,7 +11,7 @@ from controllers.contract import Decision, Kind
 from controllers.region import Region
 
 if TYPE_CHECKING:
-    from simulators.controller import Turn
+    from simulators.seats import Turn
 
 
 class Agreed:

@@ -61,6 +61,11 @@ class Deadline(Wrapper):
             raise ValueError(f"deadline: within_s {self.within_s:g} must be above 0")
 
     def step(self, observation: Observation) -> Decision:
+        return self.step_within(observation, self.within_s)
+
+    def step_within(self, observation: Observation, within_s: float) -> Decision:
+        """The decision if it comes within `within_s`, or within its own deadline if that is shorter."""
+        within_s = min(within_s, self.within_s)
         if (stuck := self._stuck) is not None:
             if not stuck.over.is_set():
                 self.counts["late-at-once"] += 1
@@ -73,10 +78,10 @@ class Deadline(Wrapper):
             self.recall(stuck.before)  # what it said too late was never said
         asked = _Asked(observation, memory_of(self.inner))
         threading.Thread(target=asked.answer, args=(self.inner,), daemon=True).start()
-        if not asked.over.wait(self.within_s):
+        if not asked.over.wait(within_s):
             self._stuck = asked
             self.counts["abandoned"] += 1
-            raise Late(f"no decision within {self.within_s:g} s; the computation is abandoned")
+            raise Late(f"no decision within {within_s:g} s; the computation is abandoned")
         if asked.error is not None:
             raise asked.error
         return asked.decision  # type: ignore[return-value]  # what it returned is checked by who asked

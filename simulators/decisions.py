@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from dataclasses import fields
+import time as wall_time
+from collections.abc import Collection, Coroutine, Mapping
+from dataclasses import dataclass, fields
 from datetime import datetime
 from math import isfinite
 
@@ -12,10 +13,12 @@ from controllers.contract import (
     Controller,
     Decision,
     Interval,
+    Iteration,
     Kind,
     Observation,
     Origin,
     Setpoint,
+    Word,
 )
 from controllers.devices import AXES
 from controllers.fairness import Fairness
@@ -23,20 +26,63 @@ from controllers.forecast import Forecast
 from controllers.region import Region
 from controllers.regulators import standing
 from controllers.site import Site
+from simulators.seats import Seat
 
 INTERCHANGE = (Kind.PIC, Kind.AIC)
 """Kinds of regions that are for microgrids."""
 
 
-def decide(controller: Controller, observation: Observation, site: Site) -> Decision:
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a controller said when it was asked."""
+
+    said: Decision | BaseException
+    """its decision, or what it raised or did wrong"""
+    took_ms: float
+
+
+def ask(seat: Seat, observation: Observation, site: Site, within_s: float | None = None) -> Reply:
+    """Ask a controller; whatever it raises or returns, there is a reply.
+
+    Args:
+        within_s: see `decide`.
+    """
+    started = wall_time.perf_counter()
+    said: Decision | BaseException
+    try:
+        said = decide(seat.controller, observation, site, to=seat.listeners, within_s=within_s)
+    except BaseException as error:  # a third party's mistake, or its sys.exit, must not end a trial
+        said = error
+    return Reply(said, (wall_time.perf_counter() - started) * 1e3)
+
+
+def decide(
+    controller: Controller,
+    observation: Observation,
+    site: Site,
+    *,
+    to: Collection[str] | None = None,
+    within_s: float | None = None,
+) -> Decision:
     """What a controller decides, held to the contract.
+
+    Args:
+        to: whom it may address words; `None`: anybody.
+        within_s: how long it may take by the wall clock, if it has a `step_within`; `None`: as long as it may
+            by itself.
 
     Raises:
         ControlError, Exception: what it raises.
-        TypeError, ValueError: see `check`.
+        TypeError, ValueError: see `check`; or it addresses somebody else.
     """
-    decision = controller.step(observation)
+    if within_s is not None and (hurried := getattr(controller, "step_within", None)) is not None:
+        decision: Decision = hurried(observation, within_s)
+    else:
+        decision = controller.step(observation)
     check(decision, observation, site)
+    if to is not None and (strangers := [name for name in decision.words if name not in to]):
+        known = f"it talks with {', '.join(to)}" if to else "it is no part of a conversation"
+        raise ValueError(f"a word for {strangers[0]!r}, who does not hear it; {known}")
     return decision
 
 
@@ -78,6 +124,19 @@ def check(decision: Decision, observation: Observation, site: Site) -> None:
         _check_plan(decision.plan, observation, site)
     if decision.fairness is not None:
         _check_fairness(decision.fairness)
+    _check_words(decision.words)
+    for iteration in decision.iterations:
+        if not isinstance(iteration, Iteration):
+            raise TypeError(f"an iteration is a {type(iteration).__name__}, not an Iteration")
+
+
+def _check_words(words: Mapping[str, Word]) -> None:
+    for name, word in words.items():
+        if not isinstance(word, Word):
+            raise TypeError(f"the word for {name!r} is a {type(word).__name__}, not a Word")
+        for what, region in word.regions.items():
+            if not isinstance(region, Region):
+                raise TypeError(f"{what!r} for {name!r} is a {type(region).__name__}, not a Region")
 
 
 def _check_fairness(fairness: Fairness) -> None:

@@ -25,11 +25,11 @@ from simulators.stage import Stage
 from simulators.tables import Outcome
 
 if TYPE_CHECKING:
-    from simulators.controller import Turn
     from simulators.faults import Faults
     from simulators.field import Field
     from simulators.mail import Mail
     from simulators.microgrids import MicrogridTwin
+    from simulators.seats import Turn
 
 Array = npt.NDArray[np.float64]
 
@@ -125,8 +125,10 @@ class Proposal:
     q_mvar: float
     wish: float
     """active power if nobody limited it"""
-    able: Region
+    modes: tuple[Region, ...]
     """what it could hold instead"""
+    able: Region
+    """the one of these that it would be in: whether an engine is on is settled when it proposes"""
     allowed: Region
     """the part of this that it is left by what it goes by; all of it where there is no such part"""
     obedience: Obedience
@@ -199,24 +201,24 @@ class DeviceTwin:
             p_mw = wish if target.p_mw is None else target.p_mw
             wanted = np.array([p_mw, device.reactive(p_mw) if target.q_mvar is None else target.q_mvar])
 
-        able = device.limits(self.state, drive, every_s)
-        allowed = able if region is None else able & region
+        modes = device.modes(self.state, drive, every_s)
         try:
-            point = _within(allowed, wanted)
+            point, able, allowed = _within(modes, region, wanted)
             if (
                 stage is Obedience.CONTROLLED
                 and _apart(point, wanted)
-                and _apart(point, able.nearest(wanted))
+                and _apart(point, _within(modes, None, wanted)[0])
             ):
                 stage = Obedience.LIMITED
         except Infeasible:
-            point, stage, allowed = self._closest(able, region, wanted), Obedience.UNABLE, able
-        return Proposal(float(point[0]), float(point[1]), wish, able, allowed, stage)
+            point, able, allowed = self._closest(modes, region, wanted)
+            stage = Obedience.UNABLE
+        return Proposal(float(point[0]), float(point[1]), wish, modes, able, allowed, stage)
 
     def disobey(self, proposal: Proposal) -> Proposal:
         """What it would hold if nobody had told it anything, as far as it is able to."""
         wanted = np.array([proposal.wish, self.device.reactive(proposal.wish)])
-        p_mw, q_mvar = proposal.able.nearest(wanted)
+        (p_mw, q_mvar), *_ = _within(proposal.modes, None, wanted)
         return replace(proposal, p_mw=float(p_mw), q_mvar=float(q_mvar), obedience=Obedience.DISOBEYING)
 
     def hold(self, proposal: Proposal, every_s: float) -> DeviceReport:
@@ -234,14 +236,15 @@ class DeviceTwin:
             proposal.obedience,
         )
 
-    def _closest(self, able: Region, region: Region | None, wanted: Array) -> Array:
+    def _closest(self, modes: Sequence[Region], region: Region | None, wanted: Array) -> Held:
         """Within what it is able to, the point closest to the one it wants of the region; of its default
         where the region has no point, or one so far off that nothing is close to it; at last to its wish."""
         for goal in (region, self.device.default):
             with suppress(Infeasible):
-                return _within(able, wanted if goal is None else goal.over(able.axes).nearest(wanted))
+                near = wanted if goal is None else goal.over(modes[0].axes).nearest(wanted)
+                return _within(modes, None, near)
         try:
-            return _within(able, wanted)
+            return _within(modes, None, wanted)
         except Infeasible as error:
             raise Infeasible(
                 f"device {self.device.name!r}: its own limits contradict each other in state {self.state}; "
@@ -249,7 +252,34 @@ class DeviceTwin:
             ) from error
 
 
-def _within(region: Region, wanted: Array) -> Array:
+Held = tuple[Array, Region, Region]
+"""A point, the mode that it is of, and the part of this in which it may be."""
+
+
+def _within(modes: Sequence[Region], region: Region | None, wanted: Array) -> Held:
+    """The point of some modes, and of a region, that is closest to another one.
+
+    Of several modes the one that comes closer in active power: an engine that is told 0 MW stops, whatever
+    reactive power it is told. The one it is in counts first.
+
+    Raises:
+        Infeasible: there is none, or none that is found.
+    """
+    if len(modes) == 1:
+        (able,) = modes
+        allowed = able if region is None else able & region
+        return _nearest(allowed, wanted), able, allowed
+    found: list[Held] = []
+    for able in modes:
+        allowed = able if region is None else able & region
+        with suppress(Infeasible):
+            found.append((_nearest(allowed, wanted), able, allowed))
+    if not found:
+        raise Infeasible(f"none of {len(modes)} modes has a point of the region")
+    return min(found, key=lambda held: abs(float(held[0][0] - wanted[0])))
+
+
+def _nearest(region: Region, wanted: Array) -> Array:
     """The point of a region closest to another one, which may be so far off that reckoning fails.
 
     Raises:

@@ -16,8 +16,9 @@ takes:
 
 Of one kind, the devices in the order of the microgrid take as much each as they can. Then reactive power, by
 everything but loads, beside the active power that was found. A connected microgrid's devices stay inside what
-their instructions or defaults leave them. What an island cannot balance is counted, and named in an event; so
-is an exchange above the tie's rating, once for as long as it lasts.
+their instructions or defaults leave them. No engine is started or stopped for it. What an island cannot
+balance is counted, and named in an event; so is an exchange above the tie's rating, once for as long as it
+lasts.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ class Exchange:
     """heat that no engine gave"""
     price_per_mwh: float | None
     cost: float | None
-    """of the step, in the currency of the prices: engines, wear, loads not served, sun and wind not used, and
-    boiler, less what the exchange earned"""
+    """of the step, in the currency of the prices: engines and their starts, wear, loads not served, sun and
+    wind not used, and boiler, less what the exchange earned"""
 
 
 class MicrogridTwin:
@@ -126,14 +127,18 @@ class MicrogridTwin:
         self._regulates, self._closed, self._over = regulates, True, False
         self._left = (0.0, 0.0)
         self._said: dict[str, float | None] = {}
+        self._ran = {name: device.initial().p_mw for name, device in self._engines()}
+
+    def _engines(self) -> list[tuple[str, Generator]]:
+        return [(name, one) for name, one in self._devices.items() if isinstance(one, Generator)]
 
     def memory(self) -> object:
-        """Whether its breaker was closed, for `recall`."""
-        return self._closed
+        """Whether its breaker was closed, and what its engines gave, for `recall`."""
+        return self._closed, dict(self._ran)
 
     def recall(self, memory: Any) -> None:
         """Go on from what `memory` has returned."""
-        self._closed = memory
+        self._closed, self._ran = memory[0], dict(memory[1])
 
     def settle(
         self, tick: Tick, proposals: Mapping[str, Proposal], agreed: Agreed | None = None
@@ -256,7 +261,7 @@ class MicrogridTwin:
             reports: what the devices did.
             drive: values of the profiles now, the price's [$/MWh] and the heat's among them.
         """
-        grid, unserved, spilled, warm, spent = self.microgrid, 0.0, 0.0, 0.0, 0.0
+        grid, unserved, spilled, warm, spent, started = self.microgrid, 0.0, 0.0, 0.0, 0.0, 0.0
         for name, device in self._devices.items():
             p_mw, wish = reports[name].p_mw, proposals[name].wish
             if isinstance(device, FlexibleLoad):
@@ -266,6 +271,9 @@ class MicrogridTwin:
             elif isinstance(device, Generator):
                 spent += device.cost_per_mwh * p_mw
                 warm += device.heat_ratio * p_mw
+                if device.runs(p_mw) and not device.runs(self._ran[name]):
+                    started += device.start_up_cost
+                self._ran[name] = p_mw
             elif isinstance(device, Battery):
                 spent += device.cost_per_mwh * abs(p_mw)
             else:
@@ -280,7 +288,7 @@ class MicrogridTwin:
         )
         complete = (grid.heat is None or boiler is not None) and (grid.price is None or price is not None)
         earned = (price or 0.0) * p_mw
-        cost = (spent + (boiler or 0.0) * grid.boiler_cost_per_mwh - earned) * self._hours
+        cost = (spent + (boiler or 0.0) * grid.boiler_cost_per_mwh - earned) * self._hours + started
         return Exchange(
             microgrid=grid.name,
             connected=self._closed,

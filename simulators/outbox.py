@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from controllers.contract import Instruction, Kind
 from simulators.clock import Clock, Duty, Tick
-from simulators.controller import Turn
 from simulators.devices import Receipt
+from simulators.seats import Turn
 from simulators.stage import Stage
 
 

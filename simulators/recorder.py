@@ -20,12 +20,12 @@ from controllers.contract import Certificate, Instruction, Kind
 from controllers.forecast import Forecast
 from controllers.region import Region
 from simulators.clock import Tick
-from simulators.controller import Turn
 from simulators.devices import DeviceReport, Obedience, Receipt
 from simulators.grid import Measured
 from simulators.journal import Journal
 from simulators.microgrids import Exchange
 from simulators.outbox import Published
+from simulators.seats import Turn
 from simulators.stage import Stage
 from simulators.tables import STAMPS, Outcome, Rows
 
@@ -168,6 +168,8 @@ class RecorderSimulator(Stage):
             tables["regions"] = regions
         if fairness := _fairness(tick, turns):
             tables["fairness"] = fairness
+        if iterations := _iterations(tick, turns):
+            tables["iterations"] = iterations
         if setpoints := [*self._heard(tick, receipts, on_bus=False), *self._issued(instructions)]:
             tables["setpoints"] = setpoints
         self.progress.setpoints, self.progress.reports = list(setpoints), tuple(reports)
@@ -419,6 +421,16 @@ def _fairness(tick: Tick, turns: tuple[Turn, ...]) -> Rows | None:
         }
         for turn in turns
         if turn.decision is not None and turn.decision.fairness is not None
+    ]
+    return rows or None
+
+
+def _iterations(tick: Tick, turns: tuple[Turn, ...]) -> Rows | None:
+    rows = [
+        {"time": tick.time, "controller": turn.controller, **asdict(one), "gap": one.gap}
+        for turn in turns
+        if turn.decision is not None
+        for one in turn.decision.iterations
     ]
     return rows or None
 

@@ -123,6 +123,10 @@ SCHEMAS: Mapping[str, pa.Schema] = MappingProxyType(
             | _reals(*(f.name for f in fields(Fairness) if f.default is MISSING)),
             _reals(*(f.name for f in fields(Fairness) if f.default is not MISSING)),
         ),
+        "iterations": _schema(
+            {"time": _TIME, "controller": _NAME, "number": _COUNT, "phase": _NAME, "cuts": _COUNT},
+            _reals("lower", "upper", "gap") | {"ended": _NAME},
+        ),
     }
 )
 """The Arrow schema of each table. A column without null is one that every row must have.

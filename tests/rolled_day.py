@@ -58,7 +58,7 @@ def day(scenario: str, steps: int = STEPS) -> Day:
     draft = load(scenario, DAY)
     checked = validate(draft)
     built = building.build(draft, checked)
-    net = at_rest(building._net(draft, checked.grid), built.site.regulators)
+    net = at_rest(building.net_of(draft, checked.grid), built.site.regulators)
     profiles = ProfilesSimulator(built.driven, checked.every, checked.forecast.intervals)
     seen = []
     for step in range(steps):

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from controllers import Observation, Origin, Site
 from controllers.devices import FlexibleLoad, still
-from controllers.envelopes.static_limits import StaticLimits, Unlimited, apparent_mva
+from controllers.envelopes.static_limits import StaticLimits, Unlimited
 from controllers.forecast import Forecast
+from controllers.rating import apparent_mva
 from scenarios.build import build
 from scenarios.check import validate
 from scenarios.cli import app

@@ -40,8 +40,14 @@ def found() -> Iterator[type[Any]]:
                 yield cls
 
 
-CLASSES = tuple(cls for cls in found() if not getattr(cls, "goes_first", False))
-"""Those that decide on devices; tests/test_regulation.py holds those that move regulators to the contract."""
+def talks(cls: type[Any]) -> bool:
+    """Whether it leads or follows: it decides in a conversation, and not by itself."""
+    return getattr(cls, "follows", False) is True or "followers" in inspect.signature(cls).parameters
+
+
+CLASSES = tuple(cls for cls in found() if not getattr(cls, "goes_first", False) and not talks(cls))
+"""Those that decide on devices at once; tests/test_regulation.py holds those that move regulators to the
+contract, tests/test_partnership_roles.py those that talk."""
 
 
 @cache
@@ -52,7 +58,10 @@ def site_of(scenario: str) -> Site:
 
 @pytest.fixture(params=SITES)
 def site(request: pytest.FixtureRequest, cls: type[Any]) -> Site:
-    """Controllers of interchange need microgrids: theirs is the reference site with the one or the other."""
+    """Controllers of interchange need microgrids: theirs is the reference site with the one or the other;
+    those of the partnership some without heat: theirs is the source's case."""
+    if cls.__module__.startswith("controllers.partnership."):
+        return site_of("ieee123-partnership" if request.param == SITES[0] else "ieee123-partnership-day")
     if deals_with_microgrids(cls):
         return reference_site(("mg1",) if request.param == SITES[0] else ("mg3",))
     return site_of(request.param)
@@ -140,7 +149,7 @@ def check(decision: Decision, observation: Observation, site: Site) -> None:
     assert decision.setpoints.keys() <= site.devices.keys()
     if decision.kind is Kind.ENVELOPE:
         assert decision.regions.keys() <= site.devices.keys()
-    assert decision.certificates.keys() <= decision.regions.keys()
+    assert decision.certificates.keys() <= {*decision.regions, site.name}
     assert decision.setpoints or decision.regions
     for region in decision.regions.values():
         assert isinstance(region, Region)

@@ -29,11 +29,13 @@ from controllers.contract import (
     Decision,
     Infeasible,
     Interval,
+    Iteration,
     Kind,
     Observation,
     Origin,
     Setpoint,
     SolverFailed,
+    Word,
 )
 from controllers.fairness import Fairness
 from controllers.forecast import Forecast
@@ -96,6 +98,22 @@ shares = st.builds(
     price=st.none() | numbers,
     ledger_jain=st.none() | numbers,
 )
+words = st.builds(
+    Word,
+    number=counts,
+    what=names,
+    values=by_name(st.lists(numbers, max_size=4).map(tuple)),
+    regions=by_name(regions()),
+)
+iterations = st.builds(
+    Iteration,
+    number=counts,
+    phase=names,
+    lower=st.none() | numbers,
+    upper=st.none() | numbers,
+    cuts=counts,
+    ended=st.none() | names,
+)
 decisions = st.builds(
     Decision,
     time=instants,
@@ -110,6 +128,8 @@ decisions = st.builds(
     plan=st.none() | forecasts(),
     fairness=st.none() | shares,
     mistake=st.none() | st.text(max_size=20),
+    words=by_name(words),
+    iterations=st.lists(iterations, max_size=3).map(tuple),
 )
 observations = st.builds(
     Observation,
@@ -123,6 +143,8 @@ observations = st.builds(
     positions=by_name(st.integers(-(2**53), 2**53)),
     said=by_name(decisions),
     connected=by_name(st.booleans()),
+    turn=counts,
+    turns_left=counts,
 )
 
 
@@ -170,6 +192,8 @@ def test_a_decision_arrives_as_it_was(decision: Decision) -> None:
         (conversation.SentInterval, Interval),
         (conversation.SentCertificate, Certificate),
         (conversation.SentFairness, Fairness),
+        (conversation.SentIteration, Iteration),
+        (conversation.SentWord, Word),
     ],
 )
 def test_no_field_of_the_vocabulary_is_left_out(sent: type[msgspec.Struct], meant: type[Any]) -> None:
@@ -222,6 +246,61 @@ def test_an_ask_that_is_not_as_it_should_be_is_refused(change: Callable[[Any], A
     change(message)
     with pytest.raises(BadMessage, match=words):
         conversation.asked(json.dumps(message).encode())
+
+
+def led(**known: Any) -> bytes:
+    """An ask with a leader's word."""
+    word = Word(number=7, what="price", values={"p": (0.1,)}, regions={"cut": Region.box(p_mw=(0, 1))})
+    said = Decision(time=START, origin=Origin.OPTIMAL, words={"f1": word})
+    message = json.loads(conversation.ask("f1", empty(said={"lead": said}, turns_left=3)))
+    message["observation"]["said"]["lead"]["words"]["f1"].update(known)
+    return json.dumps(message).encode()
+
+
+@pytest.mark.parametrize(
+    ("known", "why"),
+    [
+        ({"more": 1}, "unknown field `more`"),
+        ({"number": -1}, "Expected `int` >= 0"),
+        ({"number": 2**53 + 1}, "Expected `int` <= 9007199254740992"),
+        ({"number": 1.5}, "Expected `int`"),
+        ({"what": "x" * 65}, "length <= 64"),
+        ({"values": {"p": [math.nan]}}, "malformed|invalid"),
+        ({"values": {"p": [math.inf]}}, "malformed|invalid"),
+        ({"values": {"p": [None]}}, "Expected `float`"),
+        ({"values": {"x" * 65: [1.0]}}, "length <= 64"),
+        ({"values": {str(i): [] for i in range(1025)}}, "length <= 1024"),
+        ({"values": {"p": [0.0] * 100_001}}, "length <= 100000"),
+        ({"regions": {"c": {"axes": ["p"], "A": [[0.0]], "b": [1.0]}}}, "zero"),
+        ({"regions": {str(i): {"axes": ["p"], "A": [], "b": []} for i in range(1025)}}, "length <= 1024"),
+    ],
+)
+def test_a_word_that_is_not_as_it_should_be_is_refused(known: dict[str, Any], why: str) -> None:
+    assert conversation.asked(led())[1].said["lead"].words["f1"].number == 7
+    with pytest.raises(BadMessage, match=why):
+        conversation.asked(led(**known))
+
+
+@pytest.mark.parametrize(
+    ("known", "why"),
+    [
+        ({"what": "x" * 65}, "cannot be sent: Expected `str` of length <= 64"),
+        ({"number": 2**53 + 1}, "cannot be sent: Expected `int` <= 9007199254740992"),
+        ({"values": {"p": (0.0,) * 100_001}}, "cannot be sent: Expected `array` of length <= 100000"),
+        ({"regions": {str(i): Region.box(p=(0, 1)) for i in range(1025)}}, "length <= 1024"),
+    ],
+)
+def test_a_word_that_the_other_end_would_refuse_is_not_sent(known: dict[str, Any], why: str) -> None:
+    word = Word(**({"number": 7, "what": "price"} | known))
+    with pytest.raises(BadMessage, match=why):
+        conversation.answer("f1", Decision(time=START, origin=Origin.OPTIMAL, words={"lead": word}))
+
+
+def test_who_is_in_no_conversation_is_asked_as_before() -> None:
+    """Messages of controllers that nobody leads have not changed."""
+    said = Decision(time=START, origin=Origin.OPTIMAL)
+    assert not {"turn", "turns_left"} & json.loads(conversation.ask("c", empty()))["observation"].keys()
+    assert "words" not in json.loads(conversation.answer("c", said))["decision"]
 
 
 def test_an_answer_is_a_decision_or_a_complaint() -> None:

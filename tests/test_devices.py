@@ -21,6 +21,7 @@ from controllers.devices import (
     FlexibleLoad,
     Generator,
     PvInverter,
+    StaticVarCompensator,
     WindTurbine,
     still,
 )
@@ -137,7 +138,47 @@ def generator(rng: np.random.Generator) -> Case:
     )
 
 
-KINDS = [pv, wind, battery, load, generator]
+def pv_with_power_factor(rng: np.random.Generator) -> Case:
+    s, p, pf = rng.uniform(0.1, 2), rng.uniform(0.1, 2), rng.uniform(0.7, 1)
+    drive = float(rng.uniform(0, 1.2))
+    return Case(
+        PvInverter(**common(rng), s_mva=s, p_mw=p, power_factor=pf),
+        DeviceState(),
+        drive,
+        300.0,
+        lambda P, Q, after: [-P, P - p * drive, hypot(P, Q) - s, abs(Q) - P * tan(acos(pf))],
+        min(p * drive, s),
+    )
+
+
+def generator_with_q_range(rng: np.random.Generator) -> Case:
+    p = rng.uniform(0.1, 1)
+    p_min, ramp = p * rng.uniform(0, 0.5), p * rng.uniform(0.001, 0.3)
+    before, minutes = float(rng.uniform(p_min, p)), float(rng.choice([1, 5]))
+    low, high = -p * rng.uniform(0, 1), p * rng.uniform(0, 1)
+    return Case(
+        Generator(**common(rng), p_mw=p, p_min_mw=p_min, s_mva=p, ramp_mw_per_min=ramp, q_mvar=(low, high)),
+        DeviceState(p_mw=before),
+        float(rng.uniform(0, 1)),
+        minutes * 60,
+        lambda P, Q, after: [p_min - P, P - p, abs(P - before) - ramp * minutes, low - Q, Q - high],
+        min(p, before + ramp * minutes),
+    )
+
+
+def compensator(rng: np.random.Generator) -> Case:
+    low, high = -rng.uniform(0, 1), rng.uniform(0, 1)
+    return Case(
+        StaticVarCompensator(**common(rng), q_mvar=(low, high)),
+        DeviceState(),
+        None,
+        300.0,
+        lambda P, Q, after: [abs(P), low - Q, Q - high],
+        0.0,
+    )
+
+
+KINDS = [pv, wind, battery, load, generator, pv_with_power_factor, generator_with_q_range, compensator]
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)

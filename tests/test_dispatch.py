@@ -21,9 +21,12 @@ from controllers import (
     Kind,
     Observation,
     Origin,
+    PvInverter,
     Region,
     Site,
+    StaticVarCompensator,
 )
+from controllers.devices import still
 from controllers.interchange.dispatch import MicrogridDispatch
 from controllers.interchange.prediction import InterchangePrediction
 from tests.interchange_cases import FIGURES, HOUR, reference_site, seen
@@ -292,6 +295,26 @@ def test_the_loads_own_reactive_power_is_made_up_for() -> None:
     needed = 0.05 + 0.2 * np.tan(np.arccos(0.9))
     assert decision.setpoints["g"].q_mvar == pytest.approx(needed)
     assert exchange(performed(site, "m", decision, heard))[1] == pytest.approx(0.05, abs=1e-7)
+
+
+@pytest.mark.parametrize("asked", [0.4, -0.3])
+def test_reactive_ranges_power_factors_and_compensators_share_it(asked: float) -> None:
+    common: dict[str, Any] = {"bus": "17", "weight": 1.0, "default": still()}
+    devices: list[Device] = [
+        engine(q_mvar=(-0.2, 0.25)),
+        StaticVarCompensator(name="s", q_mvar=(-0.3, 0.3), **common),
+        PvInverter(name="v", p_mw=0.2, s_mva=0.3, power_factor=0.9, **common),
+    ]
+    site = small(devices, price="price")
+    columns = {"price": 100.0, "v": 0.15}
+    observation = told(site, columns, 2, p_mw={"g": 0.3, "s": 0.0, "v": 0.1}, q_mvar={"m": 0.0})
+    heard = allowed(observation, "m", (-1.0, 1.0), q_mvar=asked)
+    decision = dispatcher("m", site, horizon=2).step(heard)
+    assert decision.origin is Origin.OPTIMAL
+    done = performed(site, "m", decision, heard)
+    assert exchange(done)[1] == pytest.approx(asked)
+    assert done["s"].p_mw == 0.0
+    assert min(abs(state.q_mvar) for state in done.values()) > 0.01  # each takes part
 
 
 def test_loads_are_told_less_only_when_they_are_to_take_less() -> None:

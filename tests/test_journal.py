@@ -87,6 +87,15 @@ def rows_of(step: int, wall: float = 0.0) -> dict[str, Any]:
             **dict.fromkeys(("jain_export", "jain_import", "least_export", "least_import"), 0.25),
             "price": [0.125],
         },
+        "iterations": {
+            "time": now,
+            "controller": "dso",
+            "number": [1, 2],
+            "phase": "cuts",
+            "cuts": [6, 12],
+            "lower": [1.5, 1.75 + step],
+            "upper": [None, 2.5 + step],
+        },
         "regions": {
             "issued_at": now,
             "valid_from": then,
@@ -145,6 +154,7 @@ def test_the_columns_are_those_of_the_run_directory() -> None:
         "forecasts": "issued_at, time, name, mean_mw, std_mw",
         "fairness": "issued_at, valid_from, controller, export_mw, import_mw, area_mva2, jain_export,"
         " jain_import, least_export, least_import, price, ledger_jain",
+        "iterations": "time, controller, number, phase, cuts, lower, upper, gap, ended",
     }
     assert {table: ", ".join(schema.names) for table, schema in SCHEMAS.items()} == columns
     assert set(MEASURED) < set(SCHEMAS["steps"].names)

@@ -91,6 +91,9 @@ class Connection:
     def limits(self, state: DeviceState, drive: float | None, every_s: float) -> Region:
         return self.default
 
+    def modes(self, state: DeviceState, drive: float | None, every_s: float) -> tuple[Region, ...]:
+        return (self.default,)
+
     def initial(self) -> DeviceState:
         return DeviceState()
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from controllers.contract import Certificate, Decision, Infeasible, Observation, Origin
-from controllers.devices import Device, DeviceState
+from controllers.devices import Device, DeviceState, StaticVarCompensator
 from controllers.envelopes.allowable import ROUNDING, AllowableRegion
 from controllers.envelopes.beside import Beside, slight
 from controllers.envelopes.margins import Margin, Reserve
@@ -109,6 +109,11 @@ class EnvelopeMethod(ABC):
             if not _weight(device, self.weights) > 0:
                 raise ValueError(
                     f"{what}: device {name!r} has weight {_weight(device, self.weights)}; give one above 0"
+                )
+            if isinstance(device, StaticVarCompensator):
+                raise ValueError(
+                    f"{what}: device {name!r} is a static var compensator, which has no active power to "
+                    "share; leave it out, or put it into a microgrid"
                 )
             if self.active_only and device.reactive(1.0):
                 raise ValueError(

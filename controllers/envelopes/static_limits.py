@@ -20,6 +20,7 @@ from controllers.contract import Decision, Observation
 from controllers.devices import SIDES, Device
 from controllers.envelopes.method import EnvelopeMethod, Room
 from controllers.envelopes.shapes import Shapes
+from controllers.rating import apparent_mva
 
 Array = npt.NDArray[np.float64]
 
@@ -111,9 +112,3 @@ class StaticLimits(FixedLimits):
         if not most_mvar.any():
             return Shapes.ranges(-most_mw, most_mw, binding)
         return Shapes.boxes((-most_mw, most_mw), (0.0 - most_mvar, most_mvar), binding)
-
-
-def apparent_mva(device: Device) -> float:
-    """The greatest apparent power [MVA] that a device can have at its terminals."""
-    rated = device.rating_mw / float(getattr(device, "power_factor", 1.0))
-    return max(float(getattr(device, "s_mva", 0.0)), rated)

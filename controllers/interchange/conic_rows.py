@@ -107,20 +107,33 @@ class ConicRows:
         """Adds half the square of a variable to the objective."""
         self._quadratic[:, self._at[variable]] = 1.0
 
-    def compile(self, *, time_limit_s: float = TIME_LIMIT_S) -> CompiledRows:
-        """The program; rows are put in the order of their kinds."""
+    def assemble(self) -> Assembled:
+        """Matrix, right-hand sides and cones; rows are put in the order of their kinds."""
         order: dict[Kind, int] = {"zero": 0, "nonnegative": 1, "second": 2}
         groups = sorted(self._groups, key=lambda group: order[group.kind])
-        return CompiledRows(self, groups, time_limit_s)
+        ends = np.cumsum([0, *(group.rows * self.H for group in groups)])
+        cones: list[Cone] = []
+        for group in groups:
+            if total := group.rows * self.H:
+                many = group.kind == "second"
+                cones += [("second", group.size)] * (total // group.size) if many else [(group.kind, total)]
+        return Assembled(
+            A=sparse.csc_array(sparse.vstack([group.matrix for group in groups])),
+            b=np.concatenate([group.right.ravel() for group in groups]),
+            cones=tuple(cones),
+            intervals=self.H,
+            variables=self._at,
+            rows={g.name: slice(a, b) for g, a, b in zip(groups, ends[:-1], ends[1:], strict=True)},
+        )
+
+    def compile(self, *, time_limit_s: float = TIME_LIMIT_S) -> CompiledRows:
+        """The program, ready to be solved for many costs and right-hand sides."""
+        return CompiledRows(self, time_limit_s)
 
     @property
     def quadratic(self) -> Array:
         """(intervals * width,) diagonal of the objective's quadratic part."""
         return self._quadratic.ravel()
-
-    def where(self, variable: str) -> slice:
-        """Columns of a variable within an interval."""
-        return self._at[variable]
 
     def _wide(self, terms: Terms) -> sparse.csr_array:
         unknown = terms.keys() - self.sizes.keys()
@@ -134,54 +147,76 @@ class ConicRows:
         return sparse.csr_array(sparse.hstack(blocks))
 
 
-class CompiledRows:
-    """The compiled program: costs and right-hand sides by name in, variables by name out."""
+@dataclass(frozen=True, eq=False)
+class Assembled:
+    """`b - A x` in cones; x is interval by interval the variables in their order."""
 
-    def __init__(self, rows: ConicRows, groups: list[_Group], time_limit_s: float) -> None:
-        self._rows, self._groups = rows, groups
-        self._A = sparse.csc_array(sparse.vstack([group.matrix for group in groups]))
-        self._b = np.concatenate([group.right.ravel() for group in groups])
-        ends = np.cumsum([0, *(group.rows * rows.H for group in groups)])
-        self._span = {g.name: slice(a, b) for g, a, b in zip(groups, ends[:-1], ends[1:], strict=True)}
-        cones: list[Cone] = []
-        for group in groups:
-            total = group.rows * rows.H
-            if total:
-                many = group.kind == "second"
-                cones += [("second", group.size)] * (total // group.size) if many else [(group.kind, total)]
-        P = sparse.csc_array(sparse.diags_array(rows.quadratic)) if rows.quadratic.any() else None
-        columns = rows.width * rows.H
-        self._conic = Conic(
-            P, np.zeros(columns), self._A, self._b, cones, time_limit_s=time_limit_s, refined=False
-        )
+    A: sparse.csc_array
+    """(rows, intervals * width)"""
+    b: Array
+    """(rows,) where nothing else is given"""
+    cones: tuple[Cone, ...]
+    intervals: int
+    variables: Mapping[str, slice]
+    """columns of each variable within an interval"""
+    rows: Mapping[str, slice]
+    """rows of each name, interval by interval"""
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self._A.shape[0], self._A.shape[1]
+    def width(self) -> int:
+        """Variables of one interval."""
+        return self.A.shape[1] // self.intervals
 
-    def right(self, given: Mapping[str, Array]) -> Array:
+    def right(self, given: Mapping[str, Array | float]) -> Array:
         """All right-hand sides; `given` (intervals, rows) or what spreads to it, by name."""
-        b = self._b.copy()
+        b = self.b.copy()
         for name, values in given.items():
-            span = self._span[name]
-            b[span] = np.broadcast_to(
-                values, (self._rows.H, (span.stop - span.start) // self._rows.H)
-            ).ravel()
+            span = self.rows[name]
+            shape = self.intervals, (span.stop - span.start) // self.intervals
+            b[span] = np.broadcast_to(values, shape).ravel()
         return b
 
     def costs(self, given: Mapping[str, Array | float]) -> Array:
         """The linear objective; (size,), (intervals, size) or one for all, by variable."""
-        q = np.zeros((self._rows.H, self._rows.width))
+        q = np.zeros((self.intervals, self.width))
         for name, values in given.items():
-            q[:, self._rows.where(name)] = values
+            q[:, self.variables[name]] = values
         return q.ravel()
+
+    def split(self, x: Array) -> dict[str, Array]:
+        """(intervals, size) each variable of x (intervals * width,)."""
+        table = x.reshape(self.intervals, self.width)
+        return {name: table[:, at] for name, at in self.variables.items()}
+
+
+class CompiledRows:
+    """The compiled program: costs and right-hand sides by name in, variables by name out."""
+
+    def __init__(self, rows: ConicRows, time_limit_s: float) -> None:
+        self._all = rows.assemble()
+        P = sparse.csc_array(sparse.diags_array(rows.quadratic)) if rows.quadratic.any() else None
+        A, b, cones = self._all.A, self._all.b, self._all.cones
+        columns = A.shape[1]
+        self._conic = Conic(P, np.zeros(columns), A, b, cones, time_limit_s=time_limit_s, refined=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self._all.A.shape[0], self._all.A.shape[1]
+
+    def right(self, given: Mapping[str, Array]) -> Array:
+        """See `Assembled.right`."""
+        return self._all.right(given)
+
+    def costs(self, given: Mapping[str, Array | float]) -> Array:
+        """See `Assembled.costs`."""
+        return self._all.costs(given)
 
     def slacks(self, b: Array, at: Mapping[str, Array]) -> dict[str, Array]:
         """(intervals, rows) `right - terms x` of each group at the variables `at`."""
-        x = np.concatenate([at[name] for name in self._rows.sizes], axis=1)
-        slack = b - self._A @ x.ravel()
-        return {name: slack[span].reshape(self._rows.H, -1) for name, span in self._span.items()}
+        x = np.concatenate([at[name] for name in self._all.variables], axis=1)
+        slack = b - self._all.A @ x.ravel()
+        return {name: slack[span].reshape(self._all.intervals, -1) for name, span in self._all.rows.items()}
 
     def minimize(self, q: Array, b: Array) -> dict[str, Array]:
         """(intervals, size) the best value of each variable.
@@ -190,5 +225,4 @@ class CompiledRows:
             Infeasible: no point satisfies the rows.
             SolverFailed: the solver ended without a usable answer.
         """
-        x = self._conic.minimize(q, b).reshape(self._rows.H, self._rows.width)
-        return {name: x[:, self._rows.where(name)] for name in self._rows.sizes}
+        return self._all.split(self._conic.minimize(q, b))

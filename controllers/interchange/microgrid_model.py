@@ -30,6 +30,8 @@ How it differs from the reconstruction it follows:
 - (A6) is relaxed to P_ch / P_ch^max + P_dch / P_dch^max <= 1, which every exclusive plan fulfils.
 - Stored energy outside its bounds, by measurement, need not come back but goes no farther out.
 - A load's firm part is never shed, whatever the price.
+- Engines run all the time: one that can stop is refused. Static var compensators have no active power and no
+  variable here; the dispatch shares reactive power out.
 - `pic_sources` and `capability` are options: by the reconstruction generators alone make the interchange
   capability, counted from the schedule. With `capability="reachable"` it is what the microgrid can do in the
   interval itself, coming from the last one's schedule, or from what is measured.
@@ -45,7 +47,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from controllers.devices import Battery, FlexibleLoad, Generator, PvInverter, WindTurbine
+from controllers.devices import (
+    Battery,
+    FlexibleLoad,
+    Generator,
+    PvInverter,
+    StaticVarCompensator,
+    WindTurbine,
+)
 from controllers.interchange.linear_rows import Bounds, LinearRows, Term
 from controllers.interchange.microgrid_options import Link, ModelOptions
 from controllers.interchange.reading import Reading
@@ -67,7 +76,7 @@ class MicrogridModel:
         options: see `ModelOptions`.
 
     Raises:
-        ValueError: no interval, a link to a microgrid that is not of the group.
+        ValueError: no interval, a link to a microgrid that is not of the group, an engine that can stop.
     """
 
     def __init__(
@@ -168,7 +177,12 @@ class MicrogridModel:
 
     def _generator(self, device: Generator) -> None:
         lp, name = self.lp, device.name
-        least, most = device.p_min_mw, min(device.p_mw, device.s_mva)
+        if device.can_stop:
+            raise ValueError(
+                f"microgrid model: engine {name!r} can stop, and a linear program cannot decide when; leave "
+                "can_stop out, so that it runs all the time"
+            )
+        least, most = device.p_min_mw, device.most_mw
         step, reach = self._pace(device)
         lp.block((name, "P"), least, most, device.cost_per_mwh)  # (A3)
         before = Term((name, "P"), -1.0, 1)
@@ -240,7 +254,7 @@ class MicrogridModel:
 
     def _generator_now(self, device: Generator, p_mw: float, filled: Bounds) -> None:
         lp, name = self.lp, device.name
-        least, most = device.p_min_mw, min(device.p_mw, device.s_mva)
+        least, most = device.p_min_mw, device.most_mw
         step, _ = self._pace(device)
         before = min(max(p_mw, least), most)  # a measurement may be a little off
         first = lp.at((name, "P")).start
@@ -281,6 +295,8 @@ class MicrogridModel:
                 return np.asarray(-x[self.lp.at((name, "served"))])
             case Generator():
                 return np.asarray(x[self.lp.at((name, "P"))])
+            case StaticVarCompensator():
+                return np.zeros(self.horizon)
         return np.asarray(x[self.lp.at((name, "used"))])
 
     def costs(self, reading: Reading) -> Array:

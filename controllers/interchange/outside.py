@@ -26,7 +26,15 @@ import numpy as np
 import numpy.typing as npt
 
 from controllers.contract import Infeasible, Kind, Observation
-from controllers.devices import AXES, Device, FlexibleLoad, Generator, PvInverter, WindTurbine
+from controllers.devices import (
+    AXES,
+    Device,
+    FlexibleLoad,
+    Generator,
+    PvInverter,
+    StaticVarCompensator,
+    WindTurbine,
+)
 from controllers.interchange.reading import measured
 from controllers.region import Region
 from controllers.site import Site
@@ -157,6 +165,8 @@ def _ways(device: Device) -> tuple[float, float]:
             return 0.0, device.rating_mw
         case FlexibleLoad():
             return -device.rating_mw, 0.0
+        case StaticVarCompensator():
+            return 0.0, 0.0
     return -device.rating_mw, device.rating_mw
 
 

@@ -10,7 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from controllers.contract import Infeasible, Observation
-from controllers.devices import Battery, FlexibleLoad, Generator, PvInverter, WindTurbine
+from controllers.devices import (
+    Battery,
+    FlexibleLoad,
+    Generator,
+    PvInverter,
+    StaticVarCompensator,
+    WindTurbine,
+)
 from controllers.forecast import Forecast
 from controllers.microgrid import Microgrid
 from controllers.site import Site
@@ -61,7 +68,7 @@ def members(site: Site, microgrid: str | Sequence[str] | None) -> tuple[Microgri
         for device in grid.devices:
             if device not in site.devices:
                 raise ValueError(f"microgrid {grid.name!r}: device {device!r} is not on site {site.name!r}")
-            kinds = (Generator, Battery, PvInverter, WindTurbine, FlexibleLoad)
+            kinds = (Generator, Battery, PvInverter, WindTurbine, FlexibleLoad, StaticVarCompensator)
             if not isinstance(site.devices[device], kinds):
                 found = type(site.devices[device]).__name__
                 raise ValueError(
