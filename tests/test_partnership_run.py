@@ -122,6 +122,20 @@ async def test_what_an_hour_ago_has_learnt_saves_turns_and_changes_no_optimum(
     assert turns[0] < turns[1]
 
 
+async def test_hour_after_hour_they_exchange_what_the_centralised_optimum_does(tmp_path: Path) -> None:
+    whole = "controllers=[{name: all, uses: 'controllers.partnership.centralised:PartnershipCentralised'}]"
+    agreed = await do("ieee123-partnership", tmp_path / "agreed")
+    central = await do("ieee123-partnership", tmp_path / "central", whole)
+    assert agreed.exit is central.exit is Exit.HELD, central.why
+    ours, theirs = (
+        {(row["time"], row["microgrid"]): row["p_mw"] for row in read(run.directory, "exchanges").to_pylist()}
+        for run in (agreed, central)
+    )
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == 42
+    assert all(p_mw == pytest.approx(theirs[key], abs=1e-6) for key, p_mw in ours.items())
+
+
 @pytest.mark.slow
 async def test_the_day_stays_within_limits_and_near_its_plan(tmp_path: Path) -> None:
     result = await do("ieee123-partnership-day", tmp_path)
