@@ -37,6 +37,10 @@ def energy(found: Summary) -> dict[str, Any]:
     return sums
 
 
+NOTHING = 1e-9
+"""An extreme of less is rounding, and so is where it is: the loading of a grid without ratings."""
+
+
 def figures(result: Result) -> dict[str, Any]:
     """What a run's report says that does not depend on the machine."""
     found = summary(result.directory)
@@ -50,7 +54,11 @@ def figures(result: Result) -> dict[str, Any]:
         "decisions": found.decisions,
         "setpoints": found.setpoints,
         "energy": energy(found),
-        **{k: {"name": e.name, "time": f"{e.time}", "value": e.value} for k, e in extremes.items() if e},
+        **{
+            k: {"name": e.name, "time": f"{e.time}", "value": e.value}
+            for k, e in extremes.items()
+            if e and abs(e.value) > NOTHING
+        },
         "verdicts": {v.required: v.held for v in found.verdicts},
     }
 
