@@ -254,7 +254,8 @@ class PartnershipLeader:
         origin = Origin.OPTIMAL if checked is None else Origin.CERTIFIED
         if wrong or (checked is not None and not checked.holds):
             origin = Origin.DEGRADED
-        bounds = f"{found.lower:.4f} <= cost <= {found.upper:.4f} $, gap {found.gap:.1e}"
+        least = min(found.lower, found.upper)  # solvers' tolerances can cross the bounds
+        bounds = f"{least:.4f} <= cost <= {found.upper:.4f} $, gap {found.gap:.1e}"
         ended = f"{found.reason} ({bounds})"
         if found.reason not in (Reason.GAP, Reason.ABSENT):
             ended = f"{found.reason}: {found.reason.advice} ({bounds})"
