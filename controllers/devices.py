@@ -245,6 +245,10 @@ class Battery(_Connected):
         return DeviceState(p_mw, q_mvar, min(max(stored, self.e_min_mwh), self.e_mwh))
 
 
+SERVED_MW = 1e-7
+"""How much less than its demand a load may get and still count as served in full."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FlexibleLoad(_Connected):
     """Load that can be reduced to a firm part; its power factor is fixed, Q = P tan(phi)."""
@@ -264,6 +268,11 @@ class FlexibleLoad(_Connected):
     @cached_property
     def _slope(self) -> float:
         return tan(acos(self.power_factor))
+
+    def told_mw(self, p_mw: float, demand_mw: float) -> float:
+        """What it is told [MW] of a plan for a demand [MW, positive]: served in full, its whole rating, so
+        that it follows its demand, whatever that turns out to be."""
+        return -max(self.p_mw, demand_mw) if -p_mw >= demand_mw - SERVED_MW else p_mw
 
     def wish(self, drive: float | None) -> float:
         demand = self.p_mw * (1.0 if drive is None else max(drive, 0.0))

@@ -111,18 +111,20 @@ async def amid(folder: Path, microgrid: str) -> int:
     return await asyncio.to_thread(os.open, folder / f"{microgrid}.pipe", os.O_WRONLY)
 
 
+async def killed_amid(folder: Path, microgrid: str) -> None:
+    """Kill the follower when it waits in the middle of a conversation; the next one does not wait."""
+    end = await amid(folder, microgrid)
+    (folder / f"{microgrid}.pipe").unlink()
+    os.kill(process_of(folder, microgrid), signal.SIGKILL)
+    os.close(end)
+
+
 async def test_a_follower_killed_in_the_middle_comes_back_into_the_conversation(
     mqtt_url: str, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "mg2.pipe")
 
-    async def kill() -> None:
-        end = await amid(tmp_path, "mg2")
-        (tmp_path / "mg2.pipe").unlink()  # so the next one does not wait
-        os.kill(process_of(tmp_path, "mg2"), signal.SIGKILL)
-        os.close(end)
-
-    killing = asyncio.create_task(kill())
+    killing = asyncio.create_task(killed_amid(tmp_path, "mg2"))
     file = scenario(tmp_path, process="{}")
     result = await do(file, tmp_path / "runs", *but("f2"), bus=over(mqtt_url))
     await killing

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from scenarios.outlet import connect
 from scenarios.run import Exit, Result
 from simulators.journal import read
 from tests.running import do
-from tests.test_leading_apart import Weather, amid, over, process_of, same
+from tests.test_leading_apart import Weather, amid, killed_amid, over, same
 
 NAMES = tuple(f"mg{i}" for i in range(1, 7))
 CASE = "ieee123-partnership"
@@ -86,13 +85,7 @@ async def test_a_follower_killed_in_the_middle_comes_back_to_the_same_optimum(
 ) -> None:
     os.mkfifo(tmp_path / "mg3.pipe")
 
-    async def kill() -> None:
-        end = await amid(tmp_path, "mg3")
-        (tmp_path / "mg3.pipe").unlink()  # so the next one does not wait
-        os.kill(process_of(tmp_path, "mg3"), signal.SIGKILL)
-        os.close(end)
-
-    killing = asyncio.create_task(kill())
+    killing = asyncio.create_task(killed_amid(tmp_path, "mg3"))
     result = await do(CASE, tmp_path / "runs", STEPS, *waiting("mg3", tmp_path), bus=over(mqtt_url))
     await killing
     assert result.exit is Exit.HELD, result.why

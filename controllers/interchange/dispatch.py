@@ -30,8 +30,6 @@ from controllers.site import Site
 
 Array = npt.NDArray[np.float64]
 
-SERVED = 1e-7
-"""How much less than its demand [MW] a load may get and still count as served in full."""
 SHORT = 1e-6
 """How far [Mvar, MW] from what is asked for still counts as reached."""
 
@@ -170,8 +168,7 @@ class MicrogridDispatch:
         """The power that a device is told [MW]."""
         device = self.site.devices[name]
         if isinstance(device, FlexibleLoad):
-            demand = float(self._model.demand(device, reading, None)[0])
-            return -max(device.p_mw, demand) if -p_mw >= demand - SERVED else p_mw
+            return device.told_mw(p_mw, float(self._model.demand(device, reading, None)[0]))
         return p_mw
 
     def _reactive(

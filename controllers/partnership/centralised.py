@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from controllers.contract import Decision, Infeasible, Iteration, Observation, Origin, Setpoint
+from controllers.contract import Decision, Infeasible, Iteration, Observation, Setpoint
 from controllers.forecast import Forecast
 from controllers.interchange.reading import members, read
 from controllers.partnership.central import Central, CentralOptimum
@@ -25,7 +25,7 @@ from controllers.partnership.outcome import relative_gap
 from controllers.partnership.outlook import outlook_of
 from controllers.partnership.program import Program
 from controllers.partnership.relaxation import TOLERANCE
-from controllers.partnership.release import TIGHT, certificate
+from controllers.partnership.release import certificate, inexact, origin_of
 from controllers.partnership.restoration import Operation, settle
 from controllers.partnership.setpoints import impossible, setpoint
 from controllers.partnership.surroundings import Surroundings
@@ -111,17 +111,13 @@ class PartnershipCentralised:
             for name, one, does in zip(self._names, made, done, strict=True)
             for why in impossible(one, does.y)
         ]
-        if found.operation.gap > TIGHT:
-            wrong.append(f"the relaxed branch flow is off by {found.operation.gap:.1e}")
-        origin = Origin.OPTIMAL if checked is None else Origin.CERTIFIED
-        if wrong or (checked is not None and not checked.holds):
-            origin = Origin.DEGRADED
+        wrong += inexact(found.operation)
         iteration = _iteration(found)
         why = "; ".join([*wrong, str(iteration.ended), *([checked.why] if checked else [])])
         p_mw = np.array([one.p for one in done]).T
         return Decision(
             time=observation.time,
-            origin=origin,
+            origin=origin_of(wrong, checked),
             setpoints={**self._around.setpoints(conditions, found.operation), **self._told(made, done)},
             certificates={self.site.name: certificate(why, checked)},
             plan=Forecast(observation.time, self.site.every, self._names, p_mw, np.zeros_like(p_mw)),

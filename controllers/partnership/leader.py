@@ -45,7 +45,7 @@ from controllers.partnership.master import Master
 from controllers.partnership.messages import MET, Answer
 from controllers.partnership.options import Mode, Options
 from controllers.partnership.outcome import Agreement, Exchange, Reason
-from controllers.partnership.release import TIGHT, certificate
+from controllers.partnership.release import certificate, inexact, origin_of
 from controllers.partnership.surroundings import Surroundings
 from controllers.partnership.talk import Questions
 from controllers.partnership.warm import Warm
@@ -247,13 +247,7 @@ class PartnershipLeader:
             for name, said in found.settled.items()
             if said.off_by > MET
         ]
-        if operation.gap > TIGHT:
-            wrong.append(
-                f"the relaxed branch flow is off by {operation.gap:.1e}: losses and cost are not as planned"
-            )
-        origin = Origin.OPTIMAL if checked is None else Origin.CERTIFIED
-        if wrong or (checked is not None and not checked.holds):
-            origin = Origin.DEGRADED
+        wrong += inexact(operation)
         least = min(found.lower, found.upper)  # solvers' tolerances can cross the bounds
         bounds = f"{least:.4f} <= cost <= {found.upper:.4f} $, gap {found.gap:.1e}"
         ended = f"{found.reason} ({bounds})"
@@ -263,7 +257,7 @@ class PartnershipLeader:
         p_mw = np.array(operation.p_mw)
         return Decision(
             time=observation.time,
-            origin=origin,
+            origin=origin_of(wrong, checked),
             setpoints=self._surroundings.setpoints(conditions, operation),
             certificates={self.site.name: certificate(why, checked)},
             plan=Forecast(observation.time, self.site.every, self._names, p_mw, np.zeros_like(p_mw)),

@@ -6,12 +6,13 @@ same injections is solved for every interval, which is another way to the same v
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from controllers.contract import Certificate
+from controllers.contract import Certificate, Origin
 from controllers.network import PowerFlow
 from controllers.partnership.distribution import Conditions, Feeder, Operation
 
@@ -80,16 +81,30 @@ def check(
     worst, bus = float(v[t, n]), feeder.network.buses[n]
     loading = flows.loading_percent[flows.converged]
     most = float(np.nanmax(loading)) if np.isfinite(loading).any() else None
-    within = bool(flows.converged.all()) and float(margin[t, n]) >= -V_PU
-    if feeder.line_limits and most is not None:
-        within = within and most <= feeder.limits.loading_percent + LOADING_PERCENT
+    allowed = feeder.limits.loading_percent if feeder.line_limits else np.inf
+    overloaded = most is not None and most > allowed + LOADING_PERCENT
+    within = bool(flows.converged.all()) and float(margin[t, n]) >= -V_PU and not overloaded
     side = "lower" if worst - low < high - worst else "upper"
     why = f"{side} voltage at bus {bus}: {worst:.4f} pu of {low if side == 'lower' else high:g} pu"
-    if feeder.line_limits and most is not None and most > feeder.limits.loading_percent + LOADING_PERCENT:
-        why = f"a branch carries {most:.1f} % of its rating, limit {feeder.limits.loading_percent:g} %; {why}"
+    if overloaded:
+        why = f"a branch carries {most:.1f} % of its rating, limit {allowed:g} %; {why}"
     if not flows.converged.all():
         why = f"the AC power flow converges in {int(flows.converged.sum())} of {len(p)} intervals; {why}"
     return Checked(within, worst, most, len(p), why)
+
+
+def inexact(operation: Operation) -> list[str]:
+    """What the relaxation is wrong about, in words."""
+    if operation.gap <= TIGHT:
+        return []
+    return [f"the relaxed branch flow is off by {operation.gap:.1e}: losses and cost are not as planned"]
+
+
+def origin_of(wrong: Sequence[str], checked: Checked | None) -> Origin:
+    """How a decision came about of which this is wrong, and which was checked or not."""
+    if wrong or (checked is not None and not checked.holds):
+        return Origin.DEGRADED
+    return Origin.OPTIMAL if checked is None else Origin.CERTIFIED
 
 
 def certificate(why: str, checked: Checked | None) -> Certificate:

@@ -15,8 +15,6 @@ from controllers.partnership.commitment import Commitment
 
 Array = npt.NDArray[np.float64]
 
-SERVED = 1e-7
-"""How much less than its demand [MW] a load may get and still count as served in full."""
 BOTH_WAYS_MW = 1e-6
 """How much a store may charge and discharge at once: the solvers' tolerance."""
 
@@ -43,9 +41,7 @@ def setpoint(device: Device, made: Commitment, y: Array, bits: Array) -> Setpoin
     p, q = made.injection(device.name, y, bits)
     p_mw, q_mvar = float(p[0]) + 0.0, float(q[0]) + 0.0
     if isinstance(device, FlexibleLoad):
-        demand = float(made.outlook.demand_mw[device.name][0])
-        served = -p_mw >= demand - SERVED
-        return Setpoint(p_mw=-max(device.p_mw, demand) if served else p_mw)
+        return Setpoint(p_mw=device.told_mw(p_mw, float(made.outlook.demand_mw[device.name][0])))
     if isinstance(device, Generator) and device.can_stop:
         if not device.runs(p_mw):
             return Setpoint(p_mw=0.0, q_mvar=0.0)

@@ -24,7 +24,6 @@ from controllers.interchange.reading import measured, passed
 from controllers.network import PowerFlow
 from controllers.partnership.distribution import BusLoad, Conditions, Feeder, Operation
 from controllers.partnership.release import Checked, check
-from controllers.partnership.setpoints import SERVED
 from controllers.site import Site
 
 Array = npt.NDArray[np.float64]
@@ -176,9 +175,9 @@ class Surroundings:
             if one.load.curtailment_cost_per_mwh is None:
                 continue
             device, less = self._own[one.name], float(operation.curtailed_mw[0, d])
+            assert isinstance(device, FlexibleLoad)
             wanted = float(conditions.p_mw[0, d]) - one.less_mw
-            served = less <= SERVED
-            told[one.name] = Setpoint(p_mw=min(-device.rating_mw, wanted) if served else wanted + less)
+            told[one.name] = Setpoint(p_mw=device.told_mw(wanted + less, -wanted))
         return told
 
 
